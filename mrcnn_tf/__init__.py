@@ -1,0 +1,1 @@
+"""Mask R-CNN for TensorFlow and Keras 3."""

@@ -1,0 +1,396 @@
+"""The configuration of a Mask R-CNN: frozen dataclasses, one per stage of the model.
+
+Every class checks its values on construction and raises `ConfigError` naming the field, the value
+and what would be right. `Config.to_json` and `Config.from_json` round-trip exactly; `Config.replace`
+takes dotted names, which is what the command lines use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NORMS = ("frozen", "batch", "sync_batch", "group")
+
+
+class ConfigError(ValueError):
+    """A configuration value, field or preset name that cannot be used."""
+
+
+def _check(condition: bool, owner: Any, name: str, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: {rule}")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How an image enters the network (section 3.1: the shorter edge is resized to 800 pixels).
+
+    `shorter_edge` may hold several values: training draws one of them for each image (scale jitter),
+    inference uses the last. `mean` and `std` have one value per channel, in the order in which the
+    network takes the channels (`channel_order`); the caller's images are always RGB.
+    """
+
+    channels: int = 3
+    shorter_edge: tuple[int, ...] = (800,)
+    longer_edge: int = 1333
+    size_divisor: int = 32
+    channel_order: str = "bgr"
+    mean: tuple[float, ...] = (103.939, 116.779, 123.68)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        _check(self.channels >= 1, self, "channels", "at least one channel is needed")
+        _check(len(self.shorter_edge) >= 1 and min(self.shorter_edge) >= 1, self, "shorter_edge", "positive pixels")
+        _check(self.longer_edge >= max(self.shorter_edge), self, "longer_edge", "not below shorter_edge")
+        _check(self.size_divisor % 32 == 0 and self.size_divisor > 0, self, "size_divisor", "a multiple of 32")
+        _check(self.channel_order in ("rgb", "bgr"), self, "channel_order", "'rgb' or 'bgr'")
+        for name in ("mean", "std"):
+            rule = f"needs one value per channel ({self.channels})"
+            _check(len(getattr(self, name)) == self.channels, self, name, rule)
+        _check(min(self.std) > 0, self, "std", "positive values")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The residual network (section 3, network architecture).
+
+    `stride_in` says which convolution of a bottleneck carries the stride: the first "1x1" (the
+    original ResNet, Keras applications) or the "3x3" (torchvision). `frozen_stages` counts from the
+    input: 0 none, 1 the stem, 2 the stem and conv2, up to 5. `norm` "frozen" uses the stored
+    statistics and trains nothing of the norm, as the paper does.
+    """
+
+    name: str = "resnet50"
+    norm: str = "frozen"
+    stride_in: str = "1x1"
+    frozen_stages: int = 2
+    norm_epsilon: float = 1.001e-5
+
+    def __post_init__(self):
+        _check(self.name in BACKBONES, self, "name", f"one of {', '.join(BACKBONES)}")
+        _check(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
+        _check(self.stride_in in ("1x1", "3x3"), self, "stride_in", "'1x1' or '3x3'")
+        _check(0 <= self.frozen_stages <= 5, self, "frozen_stages", "0 (none) to 5 (all stages)")
+        _check(self.norm_epsilon > 0, self, "norm_epsilon", "positive")
+
+
+@dataclass(frozen=True)
+class FPNConfig:
+    """The feature pyramid P2..P6: lateral 1x1 and output 3x3 convolutions of `channels`."""
+
+    channels: int = 256
+
+    def __post_init__(self):
+        _check(self.channels >= 1, self, "channels", "positive")
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """Anchors: one tuple of sizes per pyramid level P2..P6, the same ratios (height/width) on each.
+
+    `offset` shifts the centres by that share of a stride: 0 puts them at multiples of the stride
+    (Detectron2, torchvision). `rounded` rounds the corners to whole pixels as torchvision does.
+    """
+
+    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    offset: float = 0.0
+    rounded: bool = False
+
+    def __post_init__(self):
+        _check(len(self.sizes) == 5, self, "sizes", "one tuple of sizes for each of the levels P2..P6")
+        same = len({len(level) for level in self.sizes}) == 1 and len(self.sizes[0]) >= 1
+        _check(same, self, "sizes", "every level needs the same number (at least 1) of sizes")
+        _check(min(min(level) for level in self.sizes) > 0, self, "sizes", "positive pixels")
+        _check(len(self.ratios) >= 1 and min(self.ratios) > 0, self, "ratios", "at least one positive ratio")
+        _check(0.0 <= self.offset < 1.0, self, "offset", "in [0, 1)")
+
+    @property
+    def per_position(self) -> int:
+        """Anchors at each position of a feature map (A in the shape letters)."""
+        return len(self.sizes[0]) * len(self.ratios)
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """The region proposal network, its training targets and its proposals (section 3.1)."""
+
+    channels: int = 256
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    low_quality_matches: bool = True
+    anchors_per_image: int = 256
+    positive_fraction: float = 0.5
+    box_loss_beta: float = 1.0 / 9.0
+    pre_nms_train: int = 2000
+    pre_nms_test: int = 1000
+    post_nms_train: int = 2000
+    post_nms_test: int = 1000
+    nms_iou: float = 0.7
+    min_size: float = 0.0
+
+    def __post_init__(self):
+        _check(0 < self.negative_iou <= self.positive_iou <= 1, self, "negative_iou", "0 < negative <= positive_iou <= 1")
+        for name in ("channels", "anchors_per_image", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
+            _check(getattr(self, name) >= 1, self, name, "at least 1")
+        _check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
+        _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
+        _check(self.box_loss_beta >= 0 and self.min_size >= 0, self, "box_loss_beta", "not negative")
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """RoI sampling for training and RoIAlign (section 3, RoIAlign; section 3.1, training).
+
+    `half_pixel` applies the half-pixel shift of feature coordinates (Detectron2 does, the first
+    torchvision checkpoints do not); `samples` is the number of sampling points per bin and side.
+    """
+
+    rois_per_image: int = 512
+    positive_fraction: float = 0.25
+    positive_iou: float = 0.5
+    half_pixel: bool = True
+    samples: int = 2
+    canonical_size: float = 224.0
+    canonical_level: int = 4
+
+    def __post_init__(self):
+        _check(self.rois_per_image >= 1, self, "rois_per_image", "at least 1")
+        _check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
+        _check(0 < self.positive_iou <= 1, self, "positive_iou", "in (0, 1]")
+        _check(self.samples >= 1, self, "samples", "at least 1")
+        _check(self.canonical_size > 0, self, "canonical_size", "positive pixels")
+        _check(2 <= self.canonical_level <= 5, self, "canonical_level", "2 to 5")
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    """The box branch: fully connected layers, then class scores and per-class box deltas (figure 3)."""
+
+    pool: int = 7
+    fc: tuple[int, ...] = (1024, 1024)
+    delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    loss_beta: float = 1.0
+
+    def __post_init__(self):
+        _check(self.pool >= 1, self, "pool", "at least 1")
+        _check(len(self.fc) >= 1 and min(self.fc) >= 1, self, "fc", "at least one positive width")
+        _check(len(self.delta_weights) == 4 and min(self.delta_weights) > 0, self, "delta_weights", "4 positive (dy, dx, dh, dw)")
+        _check(self.loss_beta >= 0, self, "loss_beta", "not negative")
+
+
+@dataclass(frozen=True)
+class MaskHeadConfig:
+    """The mask branch: convolutions, a deconvolution, K sigmoid masks (figure 3, right)."""
+
+    pool: int = 14
+    convs: tuple[int, ...] = (256, 256, 256, 256)
+    deconv: int = 256
+
+    def __post_init__(self):
+        _check(self.pool >= 1, self, "pool", "at least 1")
+        _check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
+        _check(self.deconv >= 1, self, "deconv", "positive")
+
+    @property
+    def side(self) -> int:
+        """Side of a predicted mask in cells (M in the shape letters)."""
+        return 2 * self.pool
+
+
+@dataclass(frozen=True)
+class DetectionsConfig:
+    """Inference (section 3.1): per-class NMS, masks for the best `max_per_image` boxes only."""
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_per_image: int = 100
+    mask_threshold: float = 0.5
+
+    def __post_init__(self):
+        _check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
+        _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
+        _check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
+        _check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the input pipeline does to a training example."""
+
+    flip: bool = True
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    mask_crop: int = 112
+    drop_empty: bool = False
+
+    def __post_init__(self):
+        low_high = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
+        _check(low_high, self, "scale_jitter", "(low, high) factors with 0 < low <= high")
+        _check(self.mask_crop >= 8, self, "mask_crop", "at least 8 cells a side")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimiser and schedule (section 3.1: SGD .02 for 16 images, .9, 1e-4, a tenth at 120k of 160k).
+
+    `learning_rate` belongs to a global batch of `reference_batch` images and is scaled linearly with
+    the batch really used; `reference_batch` 0 takes it as it is.
+    """
+
+    steps: int = 160_000
+    images_per_device: int = 2
+    learning_rate: float = 0.02
+    reference_batch: int = 16
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_norms_and_biases: bool = False
+    warmup_steps: int = 500
+    warmup_start: float = 0.001
+    decay_steps: tuple[int, ...] = (120_000,)
+    decay_factor: float = 0.1
+    clip_norm: float = 0.0
+    steps_per_epoch: int = 0
+    evaluate_every: int = 1
+    checkpoint_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "images_per_device"):
+            _check(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("reference_batch", "warmup_steps", "clip_norm", "weight_decay", "steps_per_epoch"):
+            _check(getattr(self, name) >= 0, self, name, "not negative")
+        for name in ("evaluate_every", "checkpoint_every", "seed"):
+            _check(getattr(self, name) >= 0, self, name, "not negative (0 switches it off or leaves it to the default)")
+        _check(self.learning_rate > 0, self, "learning_rate", "positive")
+        _check(0 <= self.momentum < 1, self, "momentum", "in [0, 1)")
+        _check(0 <= self.warmup_start <= 1, self, "warmup_start", "a share of the learning rate in [0, 1]")
+        _check(list(self.decay_steps) == sorted(self.decay_steps), self, "decay_steps", "ascending steps")
+        _check(0 < self.decay_factor <= 1, self, "decay_factor", "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole Mask R-CNN: `num_classes` is K, the data set's classes without the background."""
+
+    num_classes: int = 80
+    class_names: tuple[str, ...] = ()
+    input: InputConfig = field(default_factory=InputConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    fpn: FPNConfig = field(default_factory=FPNConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    rpn: RPNConfig = field(default_factory=RPNConfig)
+    roi: RoIConfig = field(default_factory=RoIConfig)
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    detections: DetectionsConfig = field(default_factory=DetectionsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self):
+        _check(self.num_classes >= 1, self, "num_classes", "at least one class beside the background")
+        fits = not self.class_names or len(self.class_names) == self.num_classes
+        _check(fits, self, "class_names", f"{self.num_classes} names are needed, one per class (num_classes)")
+
+    def to_dict(self) -> dict:
+        """A plain dictionary of numbers, strings, lists and dictionaries."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Config:
+        """The inverse of `to_dict`; fields that are missing take their defaults.
+
+        Raises:
+            ConfigError: an unknown field, a value of the wrong type, or a value out of range.
+        """
+        return _build(cls, values, "")
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The inverse of `to_json`; raises `ConfigError` where the text is no such json."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the configuration is not valid json: {error}") from error
+        return cls.from_dict(values)
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with some fields changed.
+
+        Names are fields, `section__field` or (through `**{}`) "section.field"; a section also takes a
+        dictionary: `config.replace(input={"shorter_edge": 256}, rpn__nms_iou=0.6)`.
+
+        Raises:
+            ConfigError: an unknown field, with the nearest known name, or a value that does not fit.
+        """
+        merged = self.to_dict()
+        for name, value in values.items():
+            _merge(merged, name.replace("__", ".").split("."), value, name)
+        return Config.from_dict(merged)
+
+
+def _merge(target: dict, path: list[str], value: Any, full_name: str) -> None:
+    head, rest = path[0], path[1:]
+    if head not in target:
+        raise ConfigError(f"unknown option '{full_name}'{_nearest(head, target)}")
+    if rest:
+        if not isinstance(target[head], dict):
+            raise ConfigError(f"unknown option '{full_name}': '{head}' has no fields of its own")
+        _merge(target[head], rest, value, full_name)
+    elif isinstance(target[head], dict):
+        if not isinstance(value, dict):
+            raise ConfigError(f"'{full_name}' is a section: give it a dictionary of its fields, not {value!r}")
+        for name, inner in value.items():
+            _merge(target[head], [name], inner, f"{full_name}.{name}")
+    else:
+        target[head] = value
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _build(cls, values: dict, prefix: str):
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{prefix or 'config'}' should be a dictionary, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"unknown option '{prefix}{name}'{_nearest(name, hints)}")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            built[name] = _build(hint, value, f"{prefix}{name}.")
+        else:
+            built[name] = _convert(value, hint, f"{prefix}{name}")
+    return cls(**built)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type `hint`: int, float, bool, str, or (nested) tuples of these."""
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            value = (value,)  # one number where several may stand: shorter_edge=800
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{name} = {value!r}: needs {len(kinds)} values")
+        return tuple(_convert(item, kind, name) for item, kind in zip(value, kinds))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    if hint is int and is_number and float(value).is_integer():
+        return int(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"{name} = {value!r}: should be of type {hint.__name__}")

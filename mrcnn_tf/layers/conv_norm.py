@@ -1,0 +1,110 @@
+"""Convolution, norm and activation as one layer.
+
+Shape letters: B images, H W pixels, C channels in, F filters.
+
+A norm that uses stored statistics is one scale and one offset per filter. Folding them into the
+kernel gives the same function with one pass over the feature map less, forwards and backwards, and
+lets TensorFlow fuse convolution, bias, addition and ReLU; the stored weights stay those of the norm.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+NORM_GROUPS = 32  # Group normalisation's own default (Wu and He 2018)
+
+
+def make_norm(kind: str, epsilon: float) -> keras.layers.Layer:
+    """The norm layer of a `kind` of `BackboneConfig.norm`.
+
+    "frozen" is a batch norm that is never trained: neither its statistics nor its scale and shift.
+    """
+    if kind == "group":
+        return keras.layers.GroupNormalization(groups=NORM_GROUPS, epsilon=epsilon, name="norm")
+    norm = keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=epsilon, synchronized=kind == "sync_batch", name="norm"
+    )
+    norm.trainable = kind != "frozen"
+    return norm
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class ConvNorm(keras.layers.Layer):
+    """[B, H, W, C] -> [B, H', W', F]: convolution without bias, norm, optional ReLU.
+
+    The padding is `kernel_size // 2` on every side (not TensorFlow's "same", which is lopsided for
+    even sizes at stride 2), as in the networks whose weights are loaded here.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        norm: str = "frozen",
+        epsilon: float = 1e-5,
+        activation: str | None = "relu",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.norm_kind = norm
+        self.epsilon = epsilon
+        self.activation = activation
+        self.norm = make_norm(norm, epsilon)
+
+    def build(self, input_shape):
+        # Fan-out keeps the variance of the gradients (He et al. 2015), the usual start of residual networks.
+        initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+        shape = (self.kernel_size, self.kernel_size, input_shape[-1], self.filters)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=initializer)
+        self.norm.build((None, None, None, self.filters))
+        self.built = True
+
+    def call(self, inputs, training=None):
+        if self.norm_kind == "group" or (training and self._trains_statistics):
+            outputs = self.norm(self._convolve(inputs, self.kernel), training=training)
+        else:
+            scale, offset = self._scale_and_offset(inputs.dtype)
+            outputs = tf.nn.bias_add(self._convolve(inputs, self.kernel * scale), offset)
+        return tf.nn.relu(outputs) if self.activation == "relu" else outputs
+
+    @property
+    def _trains_statistics(self) -> bool:
+        return self.norm_kind != "frozen" and self.norm.trainable
+
+    def _convolve(self, inputs, kernel):
+        pad = self.kernel_size // 2
+        padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
+        return tf.nn.conv2d(inputs, tf.cast(kernel, inputs.dtype), self.strides, padding)
+
+    def _scale_and_offset(self, dtype):
+        norm = self.norm
+        gamma, beta, mean, variance = (
+            tf.cast(tf.convert_to_tensor(weight), tf.float32)
+            for weight in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+        )
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast(scale, self.compute_dtype), tf.cast(beta - mean * scale, dtype)
+
+    def compute_output_shape(self, input_shape):
+        def side(length):
+            if length is None:
+                return None
+            return (length + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
+
+        return (input_shape[0], side(input_shape[1]), side(input_shape[2]), self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "norm": self.norm_kind,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+        }

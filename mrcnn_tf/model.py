@@ -1,0 +1,311 @@
+"""Mask R-CNN as one Keras model: an inference graph, and a training graph over the same layers.
+
+Shape letters: B images, H W pixels, L levels, N anchors, P proposals, R sampled RoIs, D detections,
+G ground-truth objects, K classes, M mask side, S side of a ground-truth crop.
+
+Nothing here is numerical: the stages are in `networks` and `layers`, the losses in `losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mrcnn_tf import losses
+from mrcnn_tf.config import Config
+from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.transforms import pad_to_divisor, prepare_image
+from mrcnn_tf.detections import Detections
+from mrcnn_tf.layers.anchors import Anchors
+from mrcnn_tf.layers.detection_targets import DetectionTargets
+from mrcnn_tf.layers.detections import DetectBoxes, SelectMasks
+from mrcnn_tf.layers.normalize import Normalize
+from mrcnn_tf.layers.proposals import Proposals
+from mrcnn_tf.layers.roi_align import RoIAlign
+from mrcnn_tf.layers.rois import FlattenRoIs, MaskTargets, UnflattenRoIs
+from mrcnn_tf.layers.rpn_targets import RPNTargets
+from mrcnn_tf.networks.box_head import BoxHead
+from mrcnn_tf.networks.fpn import STRIDES, fpn
+from mrcnn_tf.networks.mask_head import MaskHead
+from mrcnn_tf.networks.resnet import resnet
+from mrcnn_tf.networks.rpn import RPNHead
+from mrcnn_tf.training.optimizer import make_optimizer
+
+LOSSES = ("rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss", "mask_loss")
+LOGS = ("loss", *LOSSES, "rpn_recall", "positive_rois")
+INFERENCE_INPUTS = ("image", "image_size")
+TRAINING_INPUTS = (*INFERENCE_INPUTS, "boxes", "classes", "crowd", "masks")
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class MaskRCNN(keras.Model):
+    """A Mask R-CNN with a ResNet-FPN backbone (section 3).
+
+    Called on {"image": [B, H, W, C] RGB 0..255, "image_size": [B, 2] real height and width}, it gives
+    {"boxes": [B, D, 4] pixels of that image, "classes": [B, D] int32, "scores": [B, D], "masks":
+    [B, D, M, M] probabilities within each box}; places without a detection have class 0 and score 0.
+
+    `fit`, `evaluate` and `predict` take the batches that `mrcnn_tf.training_batches` and
+    `mrcnn_tf.evaluation_batches` make: one dictionary with the keys of `TRAINING_INPUTS` and `image_id`.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: Config | dict, name: str = "mask_rcnn", **kwargs):
+        if isinstance(config, dict):
+            config = Config.from_dict(config)
+        stages = _Stages(config)
+        inputs = stages.inputs()
+        super().__init__(
+            inputs={key: inputs[key] for key in INFERENCE_INPUTS}, outputs=stages.inference(inputs), name=name, **kwargs
+        )
+        self.config = config
+        self.training_graph = keras.Model(inputs, stages.training(inputs), name="training_graph")
+        self._trackers = [keras.metrics.Mean(name=log) for log in LOGS]
+
+    # === Training ===
+
+    def compile(self, optimizer=None, global_batch: int | None = None, **kwargs):
+        """Keras' `compile`; without an optimiser, the one that `config.training` describes.
+
+        Args:
+            optimizer: any Keras optimiser.
+            global_batch: images per step over all devices, for the learning rate's linear scaling.
+        """
+        # XLA has no CropAndResize, which Keras' "auto" could not know.
+        kwargs.setdefault("jit_compile", False)
+        with self.distribute_strategy.scope():
+            if optimizer is None:
+                optimizer = make_optimizer(self.config.training, global_batch)
+            super().compile(optimizer=optimizer, **kwargs)
+            self.optimizer.build(self.trainable_variables)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Everything is built already; Keras would add up a first batch over the replicas to find out."""
+
+    @property
+    def metrics(self) -> list:
+        return self._trackers
+
+    def train_step(self, data: dict) -> dict:
+        """One update; the logs are this step's losses, averaged over an epoch by Keras.
+
+        Every loss is a sum divided by its count over all replicas, and the random samples come from
+        each image's id and the step: how a global batch is split changes nothing.
+        """
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        with tf.GradientTape() as tape:
+            outputs = self.training_graph(_training_inputs(data, step), training=True)
+            shares = _global_losses(outputs, self.config)
+            total = tf.add_n(list(shares.values()))
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(total, variables), variables)
+        return self._update_logs(shares, outputs)
+
+    def test_step(self, data: dict) -> dict:
+        """The losses of a batch, with the same random samples at every evaluation."""
+        outputs = self.training_graph(_training_inputs(data, 0), training=False)
+        return self._update_logs(_global_losses(outputs, self.config), outputs)
+
+    def _update_logs(self, shares: dict, outputs: dict) -> dict:
+        values = {name: _sum_over_replicas(share) for name, share in shares.items()}
+        logs = {"loss": tf.add_n(list(values.values())), **values}
+        objects, found = tf.reduce_sum(outputs["object_count"]), tf.reduce_sum(outputs["found_count"])
+        logs["rpn_recall"] = _ratio(found, objects)
+        sampled = tf.reduce_sum(tf.cast(outputs["roi_classes"] >= 0, tf.float32))
+        positive = tf.reduce_sum(tf.cast(outputs["roi_classes"] > 0, tf.float32))
+        logs["positive_rois"] = _ratio(positive, sampled)
+        for tracker in self._trackers:
+            tracker.update_state(logs[tracker.name])
+        return logs
+
+    # === Inference ===
+
+    def predict_step(self, data: dict) -> dict:
+        return self({key: data[key] for key in INFERENCE_INPUTS}, training=False)
+
+    def predict_images(
+        self, images: Sequence[Any], batch_size: int = 1, score_threshold: float | None = None
+    ) -> list[Detections]:
+        """Detections of pictures, in their own pixels.
+
+        Args:
+            images: paths, or arrays [H, W], [H, W, C] (uint8, uint16, or float 0..255; RGB), of any sizes.
+            batch_size: how many are run at once; more needs more memory.
+            score_threshold: drops detections below; None keeps all that the model gives.
+
+        Raises:
+            DataError: a file that is missing or no image, or an array of another number of channels.
+        """
+        results: list[Detections] = []
+        for start in range(0, len(images), batch_size):
+            batch, sizes = self._prepare(images[start : start + batch_size])
+            outputs = {key: np.asarray(value) for key, value in self._run(batch).items()}
+            results += Detections.from_batch(
+                outputs,
+                batch["image_size"].numpy(),
+                sizes,
+                self.config.class_names,
+                self.config.detections.mask_threshold,
+            )
+        if score_threshold is not None:
+            results = [detections.filter(score_threshold) for detections in results]
+        return results
+
+    def _prepare(self, images: Sequence[Any]) -> tuple[dict, np.ndarray]:
+        """One padded batch of pictures, and their sizes [B, 2]."""
+        config = self.config.input
+        loaded = [load_image(image, config.channels) for image in images]
+        prepared = [prepare_image(image, config, config.shorter_edge[-1]) for image in loaded]
+        size = np.max([tf.shape(image)[:2] for image, _ in prepared], axis=0)
+        padded = [pad_to_divisor(image, config.size_divisor, size) for image, _ in prepared]
+        batch = {"image": tf.stack(padded), "image_size": tf.stack([size for _, size in prepared])}
+        return batch, np.array([image.shape[:2] for image in loaded])
+
+    def _run(self, batch: dict) -> dict:
+        if getattr(self, "_run_function", None) is None:
+            # One trace for all sizes: a new trace for every picture's size would take seconds each.
+            signature = {
+                "image": tf.TensorSpec([None, None, None, self.config.input.channels], tf.float32),
+                "image_size": tf.TensorSpec([None, 2], tf.int32),
+            }
+            self._run_function = tf.function(lambda data: self(data, training=False), input_signature=[signature])
+        return self._run_function(batch)
+
+    # === Saving ===
+
+    def get_config(self) -> dict:
+        return {"config": self.config.to_dict(), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+class _Stages:
+    """The layers of all stages, and the two graphs that wire them."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        roi = config.roi
+        align = {
+            "samples": roi.samples,
+            "half_pixel": roi.half_pixel,
+            "canonical_size": roi.canonical_size,
+            "canonical_level": roi.canonical_level,
+        }
+        self.box_align = RoIAlign(config.box_head.pool, name="box_align", **align)
+        self.box_head = BoxHead(config.box_head, config.num_classes)
+        self.mask_align = RoIAlign(config.mask_head.pool, name="mask_align", **align)
+        self.mask_head = MaskHead(config.mask_head, config.num_classes)
+
+    def inputs(self) -> dict:
+        side = self.config.data.mask_crop
+        spec = {
+            "image": ((None, None, self.config.input.channels), "float32"),
+            "image_size": ((2,), "int32"),
+            "boxes": ((None, 4), "float32"),
+            "classes": ((None,), "int32"),
+            "crowd": ((None,), "uint8"),
+            "masks": ((None, side, side), "uint8"),
+            "seed": ((2,), "int32"),
+        }
+        self._shared = None
+        return {key: keras.Input(shape, dtype=dtype, name=key) for key, (shape, dtype) in spec.items()}
+
+    def shared(self, inputs: dict) -> tuple:
+        """Features P2..P6, anchors, RPN logits and deltas per level: made once, used by both graphs."""
+        if self._shared is None:
+            config = self.config
+            image = Normalize(
+                mean=config.input.mean,
+                std=config.input.std,
+                channel_order=config.input.channel_order,
+                size_divisor=config.input.size_divisor,
+                name="normalize",
+            )(inputs["image"], inputs["image_size"])
+            features = fpn(resnet(image, config.backbone), config.fpn)
+            anchors = Anchors(
+                config.anchors.sizes,
+                config.anchors.ratios,
+                config.anchors.offset,
+                config.anchors.rounded,
+                strides=STRIDES,
+                name="anchors",
+            )(features)
+            logits, deltas = RPNHead(config.rpn.channels, config.anchors.per_position, name="rpn")(features)
+            proposals = Proposals(
+                config.rpn.pre_nms_train,
+                config.rpn.pre_nms_test,
+                config.rpn.post_nms_train,
+                config.rpn.post_nms_test,
+                config.rpn.nms_iou,
+                config.rpn.min_size,
+                name="proposals",
+            )
+            self._shared = features, anchors, logits, deltas, proposals
+        return self._shared
+
+    def inference(self, inputs: dict) -> dict:
+        """Proposals, box branch, NMS, and the mask branch on the detections alone (section 3.1)."""
+        config = self.config
+        features, anchors, logits, deltas, proposals = self.shared(inputs)
+        rois, _ = proposals(logits, deltas, anchors, inputs["image_size"], training=False)
+        class_logits, box_deltas = self.box_head(self.box_align(features[:4], *FlattenRoIs()(rois)))
+        boxes, classes, scores = DetectBoxes(
+            config.detections.score_threshold,
+            config.detections.nms_iou,
+            config.detections.max_per_image,
+            config.box_head.delta_weights,
+            name="detect_boxes",
+        )(UnflattenRoIs()(class_logits, rois), UnflattenRoIs()(box_deltas, rois), rois, inputs["image_size"])
+        mask_logits = self.mask_head(self.mask_align(features[:4], *FlattenRoIs()(boxes)))
+        masks = SelectMasks(name="select_masks")(mask_logits, FlattenRoIs()(classes)[0])
+        return {"boxes": boxes, "classes": classes, "scores": scores, "masks": UnflattenRoIs()(masks, boxes)}
+
+    def training(self, inputs: dict) -> dict:
+        """Everything the losses need: predictions and targets of the RPN, the box and mask branches."""
+        config = self.config
+        features, anchors, logits, deltas, proposals = self.shared(inputs)
+        truth = [inputs[key] for key in ("boxes", "classes", "crowd")]
+        rpn_labels, rpn_targets = RPNTargets(
+            positive_iou=config.rpn.positive_iou,
+            negative_iou=config.rpn.negative_iou,
+            low_quality_matches=config.rpn.low_quality_matches,
+            anchors_per_image=config.rpn.anchors_per_image,
+            positive_fraction=config.rpn.positive_fraction,
+            name="rpn_targets",
+        )(anchors, *truth, inputs["image_size"], inputs["seed"])
+        rois, scores = proposals(logits, deltas, anchors, inputs["image_size"], training=True)
+        sampled = DetectionTargets(
+            config.roi.rois_per_image,
+            config.roi.positive_fraction,
+            config.roi.positive_iou,
+            config.box_head.delta_weights,
+            name="detection_targets",
+        )(rois, scores, *truth, inputs["seed"])
+        class_logits, box_deltas = self.box_head(self.box_align(features[:4], *FlattenRoIs()(sampled["rois"])))
+        positives = MaskTargets(config.mask_head.side, name="mask_targets")(
+            sampled["rois"], sampled["classes"], sampled["matched"], inputs["boxes"], inputs["masks"]
+        )
+        mask_features = self.mask_align(features[:4], positives["rois"], positives["image_index"])
+        return {
+            "rpn_logits": keras.layers.Concatenate(axis=1, dtype="float32")(logits),
+            "rpn_deltas": keras.layers.Concatenate(axis=1, dtype="float32")(deltas),
+            "rpn_labels": rpn_labels,
+            "rpn_targets": rpn_targets,
+            "class_logits": class_logits,
+            "box_deltas": box_deltas,
+            "roi_classes": sampled["classes"],
+            "roi_targets": sampled["deltas"],
+            "mask_logits": self.mask_head(mask_features),
+            "mask_targets": positives["targets"],
+            "mask_classes": positives["classes"],
+            "object_count": sampled["object_count"],
+            "found_count": sampled["found_count"],
+        }

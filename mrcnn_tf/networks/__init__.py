@@ -1,0 +1,1 @@
+"""Functional builders of the parts that have weights: backbone, pyramid, RPN and the heads."""

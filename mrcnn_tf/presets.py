@@ -1,0 +1,131 @@
+"""Named configurations.
+
+A preset is a `Config` under a name. `preset(name, **changes)` takes the changes of `Config.replace`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mrcnn_tf.config import Config, ConfigError
+
+_PAPER: dict = {}  # The defaults of `Config` are the paper's: R50-FPN, 800 pixels, 16 images, 160k steps.
+
+# Small pictures, small objects: a side of 8 to 128 pixels.
+_SMALL_ANCHORS = {"sizes": ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))}
+
+_PRESETS: dict[str, tuple[str, dict]] = {
+    "mask_rcnn_r50_fpn": ("ResNet-50-FPN as in the paper's tables 2a and 2e", _PAPER),
+    "mask_rcnn_r101_fpn": ("ResNet-101-FPN as in the paper's tables 1 and 2a", {"backbone": {"name": "resnet101"}}),
+    "mask_rcnn_r34_fpn": ("ResNet-34-FPN for smaller machines", {"backbone": {"name": "resnet34"}}),
+    "mask_rcnn_r18_fpn": ("ResNet-18-FPN for smaller machines", {"backbone": {"name": "resnet18"}}),
+    "nucleus": (
+        "ResNet-50-FPN for small, crowded objects in small images, from ImageNet weights in 400 steps",
+        {
+            "num_classes": 1,
+            "class_names": ("nucleus",),
+            "input": {"shorter_edge": (256,), "longer_edge": 1333},
+            "backbone": {"name": "resnet50", "norm": "frozen", "frozen_stages": 2},
+            "anchors": _SMALL_ANCHORS,
+            "roi": {"rois_per_image": 128},
+            "detections": {"max_per_image": 200},
+            "training": {
+                "steps": 400,
+                "images_per_device": 2,
+                "learning_rate": 0.005,
+                "reference_batch": 2,
+                "warmup_steps": 100,
+                "decay_steps": (320,),
+                "evaluate_every": 0,
+            },
+        },
+    ),
+    "coco_mini": (
+        "ResNet-50-FPN at 384 pixels, to learn a handful of COCO images by heart",
+        {
+            "input": {"shorter_edge": (384,), "longer_edge": 640},
+            "anchors": {"sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))},
+            "roi": {"rois_per_image": 128},
+            "training": {
+                "steps": 500,
+                "images_per_device": 2,
+                "learning_rate": 0.01,
+                "reference_batch": 2,
+                "warmup_steps": 50,
+                "decay_steps": (400,),
+                "evaluate_every": 0,
+                "clip_norm": 10.0,
+            },
+        },
+    ),
+    "shapes": (
+        "a small network for the shapes data set: minutes on two cores, from nothing",
+        {
+            "num_classes": 3,
+            "class_names": ("circle", "square", "triangle"),
+            "input": {
+                "shorter_edge": (128,),
+                "longer_edge": 256,
+                "channel_order": "rgb",
+                "mean": (127.5, 127.5, 127.5),
+                "std": (64.0, 64.0, 64.0),
+            },
+            "backbone": {"name": "resnet18", "norm": "batch", "frozen_stages": 0, "norm_epsilon": 1e-5},
+            "fpn": {"channels": 128},
+            "anchors": _SMALL_ANCHORS,
+            "rpn": {
+                "channels": 128,
+                "anchors_per_image": 128,
+                "pre_nms_train": 300,
+                "pre_nms_test": 200,
+                "post_nms_train": 200,
+                "post_nms_test": 100,
+            },
+            "roi": {"rois_per_image": 64},
+            "box_head": {"fc": (256, 256)},
+            "mask_head": {"convs": (128, 128), "deconv": 128},
+            "detections": {"max_per_image": 20},
+            "training": {
+                "steps": 700,
+                "images_per_device": 8,
+                "learning_rate": 0.02,
+                "reference_batch": 8,
+                "warmup_steps": 50,
+                "decay_steps": (550,),
+                "evaluate_every": 0,
+                "clip_norm": 10.0,
+            },
+        },
+    ),
+}
+
+
+def names() -> list[str]:
+    """The names that `preset` knows."""
+    return list(_PRESETS)
+
+
+def describe(name: str) -> str:
+    """One line on what a preset is for."""
+    return _entry(name)[0]
+
+
+def preset(name: str, **changes: Any) -> Config:
+    """The configuration called `name`, with changes as `Config.replace` takes them.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest known one, or a change that does not fit.
+    """
+    config = Config().replace(**_entry(name)[1])
+    if "num_classes" in changes and "class_names" not in changes:
+        config = config.replace(class_names=(), num_classes=changes["num_classes"])
+    return config.replace(**changes)
+
+
+def _entry(name: str) -> tuple[str, dict]:
+    if name not in _PRESETS:
+        close = difflib.get_close_matches(name, _PRESETS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(_PRESETS)}"
+        raise ConfigError(f"unknown preset '{name}'; {hint}")
+    return _PRESETS[name]
