@@ -1,0 +1,95 @@
+"""Which devices train: one, several GPUs, or (to try things out) several logical CPU devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from mrcnn_tf.training.errors import DistributionError
+
+
+def strategy(devices: int | str | Sequence[str] | None = None) -> tf.distribute.Strategy:
+    """The distribution strategy for some devices of this machine.
+
+    One device gives TensorFlow's default strategy; several give a `MirroredStrategy`. Without a GPU,
+    a number n > 1 stands for n logical devices on the CPU.
+
+    Args:
+        devices: None or 1 for one device; a number; "auto" for all GPUs there are; or names, such as
+            ["GPU:0", "GPU:2"].
+
+    Raises:
+        DistributionError: there are not as many devices, or a name is unknown.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if devices == "auto":
+        devices = max(1, len(gpus))
+    elif isinstance(devices, str):
+        devices = int(devices) if devices.isdecimal() else devices.split(",")
+    if devices is None:
+        devices = 1
+    if not isinstance(devices, int):
+        return _named([str(name).strip() for name in devices])
+    if devices < 1:
+        raise DistributionError(f"devices = {devices}: at least one device is needed")
+    if devices == 1:
+        return tf.distribute.get_strategy()
+    if gpus:
+        if len(gpus) < devices:
+            raise DistributionError(f"devices = {devices}, but this machine has {len(gpus)} GPU(s)")
+        return tf.distribute.MirroredStrategy([f"GPU:{index}" for index in range(devices)])
+    split_cpu(devices)
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
+
+
+def split_cpu(count: int) -> None:
+    """Makes the CPU into at least `count` logical devices.
+
+    Raises:
+        DistributionError: TensorFlow has started with fewer; it divides the CPU only before it
+            runs the first operation.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu)
+    if configured is None or len(configured) < count:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        except RuntimeError as error:
+            present = len(tf.config.list_logical_devices("CPU"))
+            raise DistributionError(
+                f"{count} logical CPU devices are wanted, but TensorFlow has started with {present}: call "
+                f"mrcnn_tf.training.distribution.split_cpu({count}) at the start of the program, before "
+                "the first model or tensor is made"
+            ) from error
+    if len(tf.config.list_logical_devices("CPU")) < count:  # configured, but started before that
+        raise DistributionError(f"TensorFlow started with fewer than {count} logical CPU devices")
+
+
+def _named(names: list[str]) -> tf.distribute.Strategy:
+    known = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
+    unknown = [name for name in names if name.removeprefix("/device:") not in known]
+    if unknown or not names:
+        raise DistributionError(f"no device {', '.join(unknown) or 'was named'}; there are {', '.join(known)}")
+    if len(names) == 1:
+        return tf.distribute.OneDeviceStrategy(names[0])
+    return tf.distribute.MirroredStrategy(names)
+
+
+def global_batch_size(strategy: tf.distribute.Strategy, images_per_device: int, batch_size: int | None = None) -> int:
+    """Images of one step over all devices.
+
+    Args:
+        strategy: see `strategy`.
+        images_per_device: of the configuration; counts when `batch_size` is None.
+        batch_size: the global batch, if it is given.
+
+    Raises:
+        DistributionError: `batch_size` is no positive multiple of the number of devices.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size is None:
+        return images_per_device * replicas
+    if batch_size < 1 or batch_size % replicas:
+        raise DistributionError(f"a batch of {batch_size} images cannot be split evenly over {replicas} device(s)")
+    return batch_size
