@@ -1,0 +1,49 @@
+"""Anchors: the reference boxes of the region proposal network (section 3, and FPN section 4.1).
+
+Shape letters: A anchors at one position, H W a feature map, N = H * W * A anchors of one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> np.ndarray:
+    """The anchors [A, 4] of one position, float32 pixels around (0, 0): every ratio with every size, ratios outermost.
+
+    Args:
+        sizes: square roots of the areas, in pixels.
+        ratios: height / width.
+        rounded: round the corners to whole pixels, half to even, as torchvision does.
+    """
+    ratio = np.sqrt(np.asarray(ratios, np.float32))
+    size = np.asarray(sizes, np.float32)
+    heights = (ratio[:, None] * size[None, :]).reshape(-1)
+    widths = ((np.float32(1.0) / ratio)[:, None] * size[None, :]).reshape(-1)
+    cell = np.stack([-heights, -widths, heights, widths], axis=1) / np.float32(2.0)
+    return np.round(cell) if rounded else cell
+
+
+def grid_anchors(
+    feature_shape: tuple[tf.Tensor | int, tf.Tensor | int],
+    stride: float,
+    cell: np.ndarray | tf.Tensor,
+    offset: float = 0.0,
+) -> tf.Tensor:
+    """Anchors [H * W * A, 4] of a whole feature map, row by row, the A of one position side by side.
+
+    Args:
+        feature_shape: (H, W), integers or scalar tensors.
+        stride: pixels of the network's input per cell of the map.
+        cell: `cell_anchors` [A, 4].
+        offset: shifts every centre by this share of a stride.
+    """
+    height, width = feature_shape
+    y = (tf.cast(tf.range(height), tf.float32) + offset) * stride
+    x = (tf.cast(tf.range(width), tf.float32) + offset) * stride
+    y, x = tf.meshgrid(y, x, indexing="ij")
+    centres = tf.reshape(tf.stack([y, x, y, x], axis=-1), [-1, 1, 4])
+    return tf.reshape(centres + tf.constant(cell, tf.float32)[None], [-1, 4])
