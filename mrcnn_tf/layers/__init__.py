@@ -1,0 +1,1 @@
+"""Custom Keras layers of the model that hold no weights, one stage a file."""

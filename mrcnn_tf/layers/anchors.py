@@ -1,0 +1,71 @@
+"""Anchors of all pyramid levels.
+
+Shape letters: L levels, A anchors at one position, H_l W_l the map of a level, N_l = H_l * W_l * A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from mrcnn_tf.geometry import anchors as anchor_ops
+from mrcnn_tf.layers.base import Float32Layer, spec
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class Anchors(Float32Layer):
+    """One list of anchors per level, for the maps of whatever size comes (section 3; FPN section 4.1).
+
+    Args:
+        sizes: for each level, the square roots of its anchors' areas in pixels.
+        ratios: height / width, the same on every level.
+        offset: shift of the centres as a share of the stride.
+        rounded: whole-pixel corners, as torchvision has them.
+        strides: pixels of the input per cell, for each level.
+
+    Call arguments:
+        features: list of L maps [B, H_l, W_l, C]; only their sizes matter.
+
+    Returns:
+        List of L tensors [N_l, 4], float32 [y1, x1, y2, x2] in pixels, position by position.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        offset: float = 0.0,
+        rounded: bool = False,
+        strides: Sequence[int] = (4, 8, 16, 32, 64),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.sizes = tuple(tuple(float(size) for size in level) for level in sizes)
+        self.ratios = tuple(float(ratio) for ratio in ratios)
+        self.offset = float(offset)
+        self.rounded = bool(rounded)
+        self.strides = tuple(int(stride) for stride in strides)
+        if len(self.sizes) != len(self.strides):
+            raise ValueError(f"{len(self.sizes)} levels of anchor sizes do not fit {len(self.strides)} strides")
+
+    def call(self, features: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        anchors = []
+        for feature, stride, sizes in zip(features, self.strides, self.sizes, strict=True):
+            cell = anchor_ops.cell_anchors(sizes, self.ratios, self.rounded)
+            height, width = (feature.shape[i] or tf.shape(feature)[i] for i in (1, 2))
+            anchors.append(anchor_ops.grid_anchors((height, width), stride, cell, self.offset))
+        return anchors
+
+    def compute_output_spec(self, features):
+        specs = []
+        for feature, sizes in zip(features, self.sizes):
+            known = None not in feature.shape[1:3]
+            per_position = len(sizes) * len(self.ratios)
+            specs.append(spec(feature.shape[1] * feature.shape[2] * per_position if known else None, 4))
+        return specs
+
+    def get_config(self) -> dict:
+        own = {"sizes": self.sizes, "ratios": self.ratios, "offset": self.offset, "rounded": self.rounded}
+        return {**super().get_config(), **own, "strides": self.strides}

@@ -1,0 +1,94 @@
+"""From class scores and deltas to detections, and the choice of the mask that counts.
+
+Shape letters: B images, P proposals, K classes, D detections, N detections of all images, M mask side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from mrcnn_tf.geometry import boxes as box_ops
+from mrcnn_tf.layers.base import Float32Layer, spec
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class DetectBoxes(Float32Layer):
+    """Scores and boxes of every class, thinned by NMS class by class; the best stay (section 3.1, inference).
+
+    Args:
+        score_threshold: only scores above it count. nms_iou: overlap above which the worse box of a class goes.
+        max_per_image: D. delta_weights: of the box coder.
+
+    Call arguments:
+        class_logits: [B, P, K + 1], class 0 background. deltas: [B, P, K, 4].
+        proposals: [B, P, 4] in pixels, padded with empty boxes. image_size: [B, 2] (height, width).
+
+    Returns:
+        boxes [B, D, 4] in pixels inside the image, classes [B, D] int32 (1..K, 0 padding), scores [B, D], best first.
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.5,
+        max_per_image: int = 100,
+        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.score_threshold = float(score_threshold)
+        self.nms_iou = float(nms_iou)
+        self.max_per_image = int(max_per_image)
+        self.delta_weights = tuple(float(weight) for weight in delta_weights)
+
+    def call(
+        self, class_logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, image_size: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        scores = tf.nn.softmax(tf.cast(class_logits, tf.float32), axis=-1)[..., 1:]
+        boxes = box_ops.decode(tf.cast(deltas, tf.float32), proposals[:, :, None, :], self.delta_weights)
+        boxes = box_ops.clip(boxes, image_size[:, None, :])
+        scores = tf.where(box_ops.area(boxes) > 0.0, scores, 0.0)
+        boxes, scores, classes, count = tf.image.combined_non_max_suppression(
+            boxes,
+            scores,
+            max_output_size_per_class=self.max_per_image,
+            max_total_size=self.max_per_image,
+            iou_threshold=self.nms_iou,
+            score_threshold=self.score_threshold,
+            clip_boxes=False,
+        )
+        found = tf.range(self.max_per_image)[None] < count[:, None]
+        classes = tf.where(found, tf.cast(classes, tf.int32) + 1, 0)
+        return tf.where(found[..., None], boxes, 0.0), classes, tf.where(found, scores, 0.0)
+
+    def compute_output_spec(self, class_logits, deltas, proposals, image_size):
+        batch, number = class_logits.shape[0], self.max_per_image
+        return spec(batch, number, 4), spec(batch, number, dtype="int32"), spec(batch, number)
+
+    def get_config(self) -> dict:
+        names = ("score_threshold", "nms_iou", "max_per_image", "delta_weights")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class SelectMasks(Float32Layer):
+    """The mask of each detection's own class (section 3: mask and class prediction are decoupled).
+
+    Call arguments:
+        mask_logits: [N, M, M, K]. classes: [N] int32, 1..K, 0 padding.
+
+    Returns:
+        [N, M, M] in [0, 1]; 0 for padding.
+    """
+
+    def call(self, mask_logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        own = tf.maximum(tf.cast(classes, tf.int32) - 1, 0)
+        logits = tf.gather(mask_logits, own[:, None], axis=3, batch_dims=1)[..., 0]
+        masks = tf.sigmoid(tf.cast(logits, tf.float32))
+        return tf.where((classes > 0)[:, None, None], masks, 0.0)
+
+    def compute_output_spec(self, mask_logits, classes):
+        return spec(*mask_logits.shape[:3])
