@@ -136,8 +136,17 @@ class RPNConfig:
     min_size: float = 0.0
 
     def __post_init__(self):
-        _check(0 < self.negative_iou <= self.positive_iou <= 1, self, "negative_iou", "0 < negative <= positive_iou <= 1")
-        for name in ("channels", "anchors_per_image", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
+        _check(
+            0 < self.negative_iou <= self.positive_iou <= 1, self, "negative_iou", "0 < negative <= positive_iou <= 1"
+        )
+        for name in (
+            "channels",
+            "anchors_per_image",
+            "pre_nms_train",
+            "pre_nms_test",
+            "post_nms_train",
+            "post_nms_test",
+        ):
             _check(getattr(self, name) >= 1, self, name, "at least 1")
         _check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
         _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
@@ -181,7 +190,12 @@ class BoxHeadConfig:
     def __post_init__(self):
         _check(self.pool >= 1, self, "pool", "at least 1")
         _check(len(self.fc) >= 1 and min(self.fc) >= 1, self, "fc", "at least one positive width")
-        _check(len(self.delta_weights) == 4 and min(self.delta_weights) > 0, self, "delta_weights", "4 positive (dy, dx, dh, dw)")
+        _check(
+            len(self.delta_weights) == 4 and min(self.delta_weights) > 0,
+            self,
+            "delta_weights",
+            "4 positive (dy, dx, dh, dw)",
+        )
         _check(self.loss_beta >= 0, self, "loss_beta", "not negative")
 
 

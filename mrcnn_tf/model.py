@@ -52,6 +52,11 @@ class MaskRCNN(keras.Model):
     `fit`, `evaluate` and `predict` take the batches that `mrcnn_tf.training_batches` and
     `mrcnn_tf.evaluation_batches` make: one dictionary with the keys of `TRAINING_INPUTS` and `image_id`.
 
+    Attributes:
+        training_graph: the functional model from which `train_step` takes the losses.
+        stages: for profiling, {stage: (its symbolic inputs, its symbolic outputs)} of the inference
+            graph, in order; `keras.Model(*model.stages["fpn"])` is that stage alone.
+
     Args:
         config: the model's configuration.
     """
@@ -65,6 +70,7 @@ class MaskRCNN(keras.Model):
             inputs={key: inputs[key] for key in INFERENCE_INPUTS}, outputs=stages.inference(inputs), name=name, **kwargs
         )
         self.config = config
+        self.stages = stages.tensors
         self.training_graph = keras.Model(inputs, stages.training(inputs), name="training_graph")
         self._trackers = [keras.metrics.Mean(name=log) for log in LOGS]
 
@@ -187,6 +193,45 @@ class MaskRCNN(keras.Model):
         return cls(**config)
 
 
+def _training_inputs(data: dict, step) -> dict:
+    """The training graph's inputs; the seed of an image's samples is (its id, the step)."""
+    identity = tf.cast(data["image_id"], tf.int32)
+    seed = tf.stack([identity, tf.fill(tf.shape(identity), step)], axis=-1)
+    return {**{key: data[key] for key in TRAINING_INPUTS}, "seed": seed}
+
+
+def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _ratio(part: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+    """part / whole over all replicas; 0 where the whole is 0."""
+    return tf.math.divide_no_nan(_sum_over_replicas(part), _sum_over_replicas(whole))
+
+
+def _global_losses(outputs: dict, config: Config) -> dict:
+    """This replica's share of each loss: over the replicas the shares add up to the loss."""
+    sums = {
+        "rpn_objectness_loss": losses.rpn_objectness_loss(outputs["rpn_logits"], outputs["rpn_labels"]),
+        "rpn_box_loss": losses.rpn_box_loss(
+            outputs["rpn_deltas"], outputs["rpn_targets"], outputs["rpn_labels"], config.rpn.box_loss_beta
+        ),
+        "box_class_loss": losses.box_class_loss(outputs["class_logits"], tf.reshape(outputs["roi_classes"], [-1])),
+        "box_delta_loss": losses.box_delta_loss(
+            outputs["box_deltas"],
+            tf.reshape(outputs["roi_targets"], [-1, 4]),
+            tf.reshape(outputs["roi_classes"], [-1]),
+            config.box_head.loss_beta,
+        ),
+        "mask_loss": losses.mask_loss(outputs["mask_logits"], outputs["mask_targets"], outputs["mask_classes"]),
+    }
+    # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
+    return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
+
+
 class _Stages:
     """The layers of all stages, and the two graphs that wire them."""
 
@@ -203,6 +248,24 @@ class _Stages:
         self.box_head = BoxHead(config.box_head, config.num_classes)
         self.mask_align = RoIAlign(config.mask_head.pool, name="mask_align", **align)
         self.mask_head = MaskHead(config.mask_head, config.num_classes)
+        self.proposals = Proposals(
+            config.rpn.pre_nms_train,
+            config.rpn.pre_nms_test,
+            config.rpn.post_nms_train,
+            config.rpn.post_nms_test,
+            config.rpn.nms_iou,
+            config.rpn.min_size,
+            name="proposals",
+        )
+        self.detect_boxes = DetectBoxes(
+            config.detections.score_threshold,
+            config.detections.nms_iou,
+            config.detections.max_per_image,
+            config.box_head.delta_weights,
+            name="detect_boxes",
+        )
+        self.tensors: dict = {}
+        self._shared = None
 
     def inputs(self) -> dict:
         side = self.config.data.mask_crop
@@ -215,7 +278,6 @@ class _Stages:
             "masks": ((None, side, side), "uint8"),
             "seed": ((2,), "int32"),
         }
-        self._shared = None
         return {key: keras.Input(shape, dtype=dtype, name=key) for key, (shape, dtype) in spec.items()}
 
     def shared(self, inputs: dict) -> tuple:
@@ -229,7 +291,8 @@ class _Stages:
                 size_divisor=config.input.size_divisor,
                 name="normalize",
             )(inputs["image"], inputs["image_size"])
-            features = fpn(resnet(image, config.backbone), config.fpn)
+            maps = resnet(image, config.backbone)
+            features = fpn(maps, config.fpn)
             anchors = Anchors(
                 config.anchors.sizes,
                 config.anchors.ratios,
@@ -239,39 +302,37 @@ class _Stages:
                 name="anchors",
             )(features)
             logits, deltas = RPNHead(config.rpn.channels, config.anchors.per_position, name="rpn")(features)
-            proposals = Proposals(
-                config.rpn.pre_nms_train,
-                config.rpn.pre_nms_test,
-                config.rpn.post_nms_train,
-                config.rpn.post_nms_test,
-                config.rpn.nms_iou,
-                config.rpn.min_size,
-                name="proposals",
-            )
-            self._shared = features, anchors, logits, deltas, proposals
+            self._shared = features, anchors, logits, deltas
+            self.tensors["normalize"] = ([inputs["image"], inputs["image_size"]], image)
+            self.tensors["backbone"] = (image, maps)
+            self.tensors["fpn"] = (maps, features)
+            self.tensors["rpn"] = (features, [logits, deltas])
         return self._shared
 
     def inference(self, inputs: dict) -> dict:
         """Proposals, box branch, NMS, and the mask branch on the detections alone (section 3.1)."""
-        config = self.config
-        features, anchors, logits, deltas, proposals = self.shared(inputs)
-        rois, _ = proposals(logits, deltas, anchors, inputs["image_size"], training=False)
-        class_logits, box_deltas = self.box_head(self.box_align(features[:4], *FlattenRoIs()(rois)))
-        boxes, classes, scores = DetectBoxes(
-            config.detections.score_threshold,
-            config.detections.nms_iou,
-            config.detections.max_per_image,
-            config.box_head.delta_weights,
-            name="detect_boxes",
-        )(UnflattenRoIs()(class_logits, rois), UnflattenRoIs()(box_deltas, rois), rois, inputs["image_size"])
-        mask_logits = self.mask_head(self.mask_align(features[:4], *FlattenRoIs()(boxes)))
+        features, anchors, logits, deltas = self.shared(inputs)
+        size = inputs["image_size"]
+        rois, _ = self.proposals(logits, deltas, anchors, size, training=False)
+        box_features = self.box_align(features[:4], *FlattenRoIs()(rois))
+        class_logits, box_deltas = self.box_head(box_features)
+        scored = [UnflattenRoIs()(class_logits, rois), UnflattenRoIs()(box_deltas, rois)]
+        boxes, classes, scores = self.detect_boxes(*scored, rois, size)
+        mask_features = self.mask_align(features[:4], *FlattenRoIs()(boxes))
+        mask_logits = self.mask_head(mask_features)
         masks = SelectMasks(name="select_masks")(mask_logits, FlattenRoIs()(classes)[0])
+        self.tensors["proposals"] = ([logits, deltas, anchors, size], rois)
+        self.tensors["box_align"] = ([features[:4], rois], box_features)
+        self.tensors["box_head"] = (box_features, [class_logits, box_deltas])
+        self.tensors["detections"] = ([*scored, rois, size], [boxes, classes, scores])
+        self.tensors["mask_align"] = ([features[:4], boxes], mask_features)
+        self.tensors["mask_head"] = (mask_features, mask_logits)
         return {"boxes": boxes, "classes": classes, "scores": scores, "masks": UnflattenRoIs()(masks, boxes)}
 
     def training(self, inputs: dict) -> dict:
         """Everything the losses need: predictions and targets of the RPN, the box and mask branches."""
         config = self.config
-        features, anchors, logits, deltas, proposals = self.shared(inputs)
+        features, anchors, logits, deltas = self.shared(inputs)
         truth = [inputs[key] for key in ("boxes", "classes", "crowd")]
         rpn_labels, rpn_targets = RPNTargets(
             positive_iou=config.rpn.positive_iou,
@@ -281,7 +342,7 @@ class _Stages:
             positive_fraction=config.rpn.positive_fraction,
             name="rpn_targets",
         )(anchors, *truth, inputs["image_size"], inputs["seed"])
-        rois, scores = proposals(logits, deltas, anchors, inputs["image_size"], training=True)
+        rois, scores = self.proposals(logits, deltas, anchors, inputs["image_size"], training=True)
         sampled = DetectionTargets(
             config.roi.rois_per_image,
             config.roi.positive_fraction,

@@ -1,0 +1,94 @@
+"""Configurations: checks, changes by dotted names, JSON round trip, presets."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcnn_tf import presets
+from mrcnn_tf.config import Config, ConfigError
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_survives_json(name):
+    config = presets.preset(name)
+    assert Config.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["num_classes"] == config.num_classes
+    assert presets.describe(name)
+
+
+def test_defaults_are_the_papers():
+    config = presets.preset("mask_rcnn_r50_fpn")
+    assert (config.input.shorter_edge, config.roi.rois_per_image) == ((800,), 512)
+    assert (config.training.learning_rate, config.training.steps) == (0.02, 160_000)
+    assert (config.training.decay_steps, config.training.weight_decay) == ((120_000,), 1e-4)
+    assert (config.rpn.positive_iou, config.rpn.negative_iou, config.rpn.anchors_per_image) == (0.7, 0.3, 256)
+    assert config.mask_head.side == 28 and config.anchors.per_position == 3
+
+
+def test_replace_takes_sections_dotted_names_and_single_numbers():
+    config = Config().replace(input={"shorter_edge": 256}, rpn__nms_iou=0.6, **{"training.steps": 10})
+    assert config.input.shorter_edge == (256,)
+    assert config.rpn.nms_iou == 0.6 and config.training.steps == 10
+    assert config.input.longer_edge == 1333  # what was not named stays
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rpn.nms_io": 0.5}, ["rpn.nms_io", "did you mean 'nms_iou'"]),
+        ({"rpm.nms_iou": 0.5}, ["rpm", "did you mean 'rpn'"]),
+        ({"rpn.nms_iou": "much"}, ["rpn.nms_iou", "float"]),
+        ({"rpn.nms_iou": 1.5}, ["RPNConfig.nms_iou", "(0, 1]"]),
+        ({"training.steps": 2.5}, ["training.steps", "int"]),
+        ({"training.steps": True}, ["training.steps", "int"]),
+        ({"rpn": 3}, ["rpn", "section"]),
+        ({"num_classes.x": 3}, ["num_classes", "no fields"]),
+        ({"num_classes": 0}, ["num_classes", "at least one class"]),
+        ({"class_names": ["a"], "num_classes": 2}, ["class_names", "2 names"]),
+        ({"backbone.name": "vgg"}, ["BackboneConfig.name", "resnet50"]),
+        ({"input.mean": [1.0]}, ["mean", "one value per channel (3)"]),
+        ({"anchors.sizes": [[32.0], [64.0]]}, ["sizes", "P2..P6"]),
+        ({"box_head.delta_weights": [1.0, 2.0]}, ["delta_weights", "4 values"]),
+        ({"training.decay_steps": [5, 3]}, ["decay_steps", "ascending"]),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_remedy(changes, words):
+    with pytest.raises(ConfigError) as error:
+        Config().replace(**changes)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_json_that_is_none():
+    with pytest.raises(ConfigError, match="not valid json"):
+        Config.from_json("{")
+    with pytest.raises(ConfigError, match="dictionary"):
+        Config.from_json("[1]")
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'nucleus'"):
+        presets.preset("nucleis")
+    with pytest.raises(ConfigError, match="mask_rcnn_r50_fpn"):
+        presets.preset("zzz")
+
+
+def test_another_class_count_drops_the_presets_names():
+    assert presets.preset("shapes", num_classes=5).class_names == ()
+    assert presets.preset("shapes").class_names == ("circle", "square", "triangle")
+
+
+@given(
+    st.floats(1e-6, 10),
+    st.integers(1, 10**7),
+    st.lists(st.integers(1, 4000), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_any_values_survive_json(rate, steps, edges, flip):
+    config = Config().replace(
+        training={"learning_rate": rate, "steps": steps},
+        input={"shorter_edge": edges, "longer_edge": 4000},
+        data__flip=flip,
+    )
+    assert Config.from_json(config.to_json()) == config
