@@ -1,0 +1,65 @@
+"""What became of every tensor when weights were loaded from a foreign file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+logger = logging.getLogger("mrcnn_tf")
+
+LISTED = 40  # names of one kind that a summary shows
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be read, or that does not fit the model."""
+
+
+@dataclass
+class WeightsReport:
+    """The outcome of loading weights.
+
+    Attributes:
+        source: the file.
+        loaded: tensors of the model that were set, `layer/tensor`.
+        missing: tensors that the model needs and the file has not, under the file's names.
+        left: layers of the model that were left as they were drawn because tensors are missing.
+        unused: tensors of the file that nothing took.
+        reinitialized: layers that were left as they were drawn because the caller asked for it.
+        warnings: conventions of the file that the model's configuration does not follow.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    reinitialized: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for was found and fits the configuration."""
+        return not self.missing and not self.warnings
+
+    def summary(self) -> str:
+        """All of it as text of several lines, what went wrong in capitals."""
+        lines = [f"weights from {self.source}: {len(self.loaded)} tensors loaded"]
+        lines += [f"WARNING: {warning}" for warning in self.warnings]
+        if self.missing:
+            lines += _listed(f"NOT FOUND IN THE FILE: {len(self.missing)} tensors", self.missing)
+            lines += _listed(f"LEFT AT RANDOM VALUES for that reason: {len(self.left)} layers", self.left)
+        if self.reinitialized:
+            lines += _listed(f"drawn anew as asked: {len(self.reinitialized)} layers", self.reinitialized)
+        if self.unused:
+            lines += _listed(f"in the file but not used: {len(self.unused)} tensors", self.unused)
+        return "\n".join(lines)
+
+    def log(self) -> None:
+        """Logs the summary: as a warning when anything was not found, else as information."""
+        logger.log(logging.INFO if self.complete else logging.WARNING, "%s", self.summary())
+
+
+def _listed(title: str, names: Sequence[str]) -> list[str]:
+    more = [f"    ... and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return [title, *(f"    {name}" for name in names[:LISTED]), *more]
