@@ -1,0 +1,233 @@
+"""Batches for training and evaluation, as `tf.data` pipelines.
+
+Shape letters: B images of a batch, H W padded pixels, C channels, G objects (the most of any image of
+the batch, at least 1), S cells along a side of a mask crop.
+
+A batch is a dictionary: image [B, H, W, C] float32 0..255, image_size [B, 2] int32 (what of it is
+real), original_size [B, 2] int32, image_id [B] int64, boxes [B, G, 4] float32 in pixels of the
+network's input, classes [B, G] int32 (0 is padding), crowd [B, G] uint8, masks [B, G, S, S] uint8.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from mrcnn_tf.config import Config
+from mrcnn_tf.data.errors import DataError
+from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.masks import mask_crops
+from mrcnn_tf.data.schema import Dataset, Example
+from mrcnn_tf.data.transforms import View, draw_view, fit_image, flip_boxes, flip_crops, scale_boxes
+from mrcnn_tf.geometry.resize import resized_size
+
+_BINS_PER_OCTAVE = 3
+_MOST_REPLACEMENTS = 1000
+
+
+class BatchPlan:
+    """Which images form which training batch: a function of the seed and the step alone.
+
+    An epoch shuffles all images, groups those of similar aspect ratio so that little of a batch is
+    padding, and shuffles the batches. The images that an epoch lacks for its last batch are drawn
+    from its own beginning, so that every epoch shows every image and has `steps_per_epoch` batches.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, drop_empty: bool = False):
+        """Plans batches of `batch_size`; `drop_empty` leaves out images without objects.
+
+        Raises:
+            DataError: no image is left.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: at least 1")
+        keep = np.arange(len(dataset))
+        if drop_empty:
+            keep = keep[dataset.object_counts() > 0]
+        if len(keep) == 0:
+            reason = "no image with an object" if drop_empty else "no image"
+            raise DataError(f"{dataset.name}: {reason} to train on; check the annotations", "nothing to train on")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = -(-len(keep) // batch_size)
+        self._ids = dataset.image_ids
+        self._keep = keep
+        aspect = np.log2(dataset.sizes[keep, 1] / dataset.sizes[keep, 0])
+        self._bins = np.round(aspect * _BINS_PER_OCTAVE).astype(np.int64)
+        self._epochs: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def indices(self, step: int) -> np.ndarray:
+        """[B] positions in the data set of the images of batch `step` (0, 1, ...)."""
+        epoch, row = divmod(int(step), self.steps_per_epoch)
+        with self._lock:
+            if epoch not in self._epochs:
+                if len(self._epochs) > 2:
+                    self._epochs.pop(min(self._epochs))
+                self._epochs[epoch] = self._plan(epoch)
+            return self._epochs[epoch][row]
+
+    def image_ids(self, step: int) -> list[int]:
+        """The ids of the images of batch `step`."""
+        return [int(i) for i in self._ids[self.indices(step)]]
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self._keep))
+        order = np.resize(order, self.steps_per_epoch * self.batch_size)  # repeats from the beginning
+        order = order[np.argsort(self._bins[order], kind="stable")]
+        batches = order.reshape(self.steps_per_epoch, self.batch_size)
+        return self._keep[batches[rng.permutation(len(batches))]]
+
+
+def training_batches(
+    dataset: Dataset,
+    config: Config,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    steps: int | None = None,
+    plan: BatchPlan | None = None,
+) -> tf.data.Dataset:
+    """Shuffled and augmented batches without end, or `steps` of them.
+
+    The batch of step s depends on the seed and on s alone: a run that starts at `start_step` goes on
+    exactly as if it had not been interrupted. Images that cannot be read raise, or, in a data set read
+    with skip_bad, are counted in its `problems` and replaced by the next of the plan.
+
+    Args:
+        batch_size: images of the whole (global) batch; a `tf.distribute` strategy splits it.
+        plan: the plan to follow, for a caller who wants to ask it for image ids.
+
+    Raises:
+        DataError: no image to train on. What is wrong with a single image comes out of the iteration
+            as a TensorFlow error with the same text; see `errors.clear_data_errors`.
+    """
+    plan = plan or BatchPlan(dataset, batch_size, seed, config.data.drop_empty)
+    loader = _TrainingLoader(dataset, config, plan, seed)
+    positions = tf.data.Dataset.counter(start=start_step * batch_size, dtype=tf.int64)
+    if steps is not None:
+        positions = positions.take(steps * batch_size)
+    return _batches(positions, loader, config, batch_size)
+
+
+def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) -> tf.data.Dataset:
+    """Every image once, in order, as it is, with its objects; the last batch may be smaller.
+
+    Images that cannot be read raise, or, in a data set read with skip_bad, are counted in its
+    `problems` and left out.
+    """
+    loader = _EvaluationLoader(dataset, config)
+    positions = tf.data.Dataset.range(len(dataset))
+    return _batches(positions, loader, config, batch_size, drop_unreadable=dataset.skip_bad)
+
+
+def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_unreadable: bool = False):
+    channels, side = config.input.channels, config.data.mask_crop
+    fields = {
+        "image": (tf.float32, [None, None, channels]),
+        "image_size": (tf.int32, [2]),
+        "original_size": (tf.int32, [2]),
+        "image_id": (tf.int64, []),
+        "boxes": (tf.float32, [None, 4]),
+        "classes": (tf.int32, [None]),
+        "crowd": (tf.uint8, [None]),
+        "masks": (tf.uint8, [None, side, side]),
+    }
+
+    def load(position):
+        values = tf.numpy_function(loader, [position], [kind for kind, _ in fields.values()], stateful=False)
+        for value, (_, shape) in zip(values, fields.values()):
+            value.set_shape(shape)
+        return dict(zip(fields, values))
+
+    # A fixed number of workers: what AUTOTUNE buffers grows with the memory of the machine.
+    workers = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16))
+    batches = positions.map(load, num_parallel_calls=workers, deterministic=True)
+    if drop_unreadable:
+        batches = batches.filter(lambda item: item["image_size"][0] > 0)
+    options = tf.data.Options()
+    # Files cannot be dealt out to machines, only images can.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.padded_batch(batch_size).prefetch(2).with_options(options)
+
+
+class _Loader:
+    """Makes the arrays of one image; called by `tf.data` from several threads."""
+
+    def __init__(self, dataset: Dataset, config: Config):
+        self._dataset = dataset
+        self._config = config
+
+    def _read(self, index: int) -> tuple[Example, np.ndarray] | None:
+        """The record and its image; None where it cannot be read and may be skipped."""
+        try:
+            example = self._dataset.example(index)
+            source = example.path if example.pixels is None else example.pixels
+            image = load_image(source, self._config.input.channels, example.size, example.source)
+        except DataError as error:
+            if self._dataset.skip_bad:
+                key = ("image", int(self._dataset.image_ids[index]))
+                self._dataset.problems.add(error.kind, str(error), key=key)
+                return None
+            # The kind travels in the text, the only thing that TensorFlow keeps of an error.
+            raise DataError(f"[{error.kind}] {error}", error.kind) from None
+        return example, image
+
+    def _arrays(self, example: Example, image: np.ndarray, view: View) -> tuple:
+        config = self._config
+        boxes, crops = example.boxes, mask_crops(example, config.data.mask_crop)
+        if view.flip:
+            image, boxes, crops = image[:, ::-1], flip_boxes(boxes, example.size[1]), flip_crops(crops)
+        height, width, _ = resized_size(*example.size, view.shorter, config.input.longer_edge)
+        with tf.device("CPU:0"):
+            fitted = fit_image(np.ascontiguousarray(image), height, width, config.input.size_divisor).numpy()
+        none = (0, 1)[len(example) == 0]  # one row of padding, so that a batch never has G = 0
+        return (
+            fitted,
+            np.array([height, width], np.int32),
+            np.array(example.size, np.int32),
+            np.int64(example.image_id),
+            np.pad(scale_boxes(boxes, example.size, (height, width)), [[0, none], [0, 0]]),
+            np.pad(example.classes, [0, none]),
+            np.pad(example.crowd.astype(np.uint8), [0, none]),
+            np.pad(crops, [[0, none], [0, 0], [0, 0]]),
+        )
+
+
+class _TrainingLoader(_Loader):
+    def __init__(self, dataset: Dataset, config: Config, plan: BatchPlan, seed: int):
+        super().__init__(dataset, config)
+        self._plan = plan
+        self._seed = seed
+
+    def __call__(self, position: np.ndarray) -> tuple:
+        position = int(position)
+        rng = np.random.default_rng([self._seed, position, 1])
+        view = draw_view(rng, self._config.input, self._config.data)
+        for offset in range(_MOST_REPLACEMENTS):
+            step, row = divmod(position + offset, self._plan.batch_size)
+            read = self._read(int(self._plan.indices(step)[row]))
+            if read is not None:
+                return self._arrays(*read, view)
+        message = (
+            f"{self._dataset.name}: {_MOST_REPLACEMENTS} images in a row could not be read; check the image folder"
+        )
+        raise DataError(message, "image unreadable")
+
+
+class _EvaluationLoader(_Loader):
+    def __call__(self, position: np.ndarray) -> tuple:
+        read = self._read(int(position))
+        config = self._config
+        if read is None:
+            side, channels = config.data.mask_crop, config.input.channels
+            return (
+                *(np.zeros((1, 1, channels), np.float32), np.zeros(2, np.int32), np.zeros(2, np.int32), np.int64(0)),
+                *(np.zeros((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, np.uint8)),
+                np.zeros((1, side, side), np.uint8),
+            )
+        return self._arrays(*read, View(flip=False, shorter=config.input.shorter_edge[-1]))
