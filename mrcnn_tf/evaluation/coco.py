@@ -1,0 +1,289 @@
+"""COCO's measures of boxes and masks, by pycocotools.
+
+Shape letters: T IoU thresholds (.5 to .95), R recall thresholds, K classes, A area ranges, M limits on detections.
+
+AP is the mean precision over T, R and the classes that have ground truth, as COCO defines it. Where there is no ground
+truth at all (in a class, or in an area range) a measure is not defined and stands as nan (pycocotools says -1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from mrcnn_tf.detections import Detections
+from mrcnn_tf.evaluation.matching import Evaluator
+
+KINDS = {"box": "bbox", "mask": "segm"}
+CLASS_METRICS = ("AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_coco` found.
+
+    Attributes:
+        metrics: "box/AP", "box/AP50", "box/AP75", "box/APs", "box/APm", "box/APl" (small, medium, large objects),
+            "box/AR1", "box/AR10", "box/AR100", "box/ARs", "box/ARm", "box/ARl", and the same of "mask/"; 0..1 or nan.
+        per_class: for each class name "objects" (without crowds), "images" that hold some, and "box/AP", "box/AP50",
+            "box/AP75", the same of "mask/".
+        results: COCO's results format, as the evaluation server takes it.
+        max_detections: the limit on detections an image.
+        image_count: images in the data set.
+        object_count: objects in the data set, without crowds.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    results: list[dict] = field(repr=False)
+    max_detections: int
+    image_count: int
+    object_count: int
+
+    def to_dict(self) -> dict:
+        """All but `results`, ready for strict json: nan becomes None."""
+        return {
+            "metrics": _without_nan(self.metrics),
+            "per_class": {name: _without_nan(values) for name, values in self.per_class.items()},
+            "max_detections": self.max_detections,
+            "images": self.image_count,
+            "objects": self.object_count,
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes `to_dict` as json."""
+        _write_json(self.to_dict(), path, indent=2)
+
+    def save_results(self, path: str | os.PathLike) -> None:
+        """Writes `results` as json: the file that the COCO server takes."""
+        _write_json(self.results, path)
+
+    def table(self, classes: bool = True) -> str:
+        """Text for people: all measures, and (if `classes`) those of each class; "-" where one is not defined."""
+        kinds = [kind for kind in KINDS if f"{kind}/AP" in self.metrics]
+        names = [name.split("/")[1] for name in self.metrics if name.startswith(f"{kinds[0]}/")]
+        head = (
+            f"{self.image_count} images, {self.object_count} objects, at most {self.max_detections} detections an image"
+        )
+        rows = [["", *names]]
+        rows += [[kind, *(_number(self.metrics[f"{kind}/{name}"]) for name in names)] for kind in kinds]
+        text = f"{head}\n\n{_columns(rows)}\n"
+        if not classes:
+            return text
+        columns = [f"{kind}/{name}" for kind in kinds for name in CLASS_METRICS]
+        rows = [["class", "objects", "images", *(column.replace("/", " ") for column in columns)]]
+        for name, values in self.per_class.items():
+            counts = [str(values["objects"]), str(values["images"])]
+            rows.append([name, *counts, *(_number(values[column]) for column in columns)])
+        return f"{text}\n{_columns(rows)}\n"
+
+
+def evaluate_coco(
+    dataset: Any,
+    detections: Mapping[int, Detections],
+    max_detections: int = 100,
+    kinds: Sequence[str] = ("box", "mask"),
+) -> Evaluation:
+    """COCO's measures of detections on a data set.
+
+    What is measured are the records that `Evaluation.save_results` writes (rounded as they are there), so the COCO
+    server says the same of the file. Nothing is printed.
+
+    Args:
+        dataset: a data set (`data.schema.Dataset`); its crowds and area ranges count as COCO has it.
+        detections: image id to Detections. Images that are left out count as images where nothing was found.
+        max_detections: how many detections an image count; the largest of COCO's limits (1, 10, 100) is raised or
+            lowered to it, for AP too.
+        kinds: "box", "mask" or both.
+
+    Returns:
+        The measures. Without any ground truth all are nan; without any detection AP and AR are 0.
+
+    Raises:
+        ValueError: an unknown kind or image id, masks asked for where detections or ground truth have none, other
+            classes than the data set's, an image of another size.
+    """
+    kinds = _check_kinds(kinds)
+    if max_detections < 1:
+        raise ValueError(f"max_detections = {max_detections}: at least 1")
+    truth = dataset.to_coco()
+    results = _results(dataset, truth, detections, "mask" in kinds)
+    metrics: dict[str, float] = {}
+    per_class = _count_objects(dataset, truth)
+    for kind in kinds:
+        evaluator = _evaluate(truth, results, kind, max_detections)
+        metrics.update(_summary(evaluator, kind))
+        for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
+            per_class[name].update(_class_summary(evaluator, kind, category))
+    object_count = sum(not annotation.get("iscrowd", 0) for annotation in truth["annotations"])
+    return Evaluation(metrics, per_class, results, max_detections, len(truth["images"]), object_count)
+
+
+def load_results(source: str | os.PathLike | list[dict], dataset: Any) -> dict[int, Detections]:
+    """Detections from COCO's results format, as `evaluate_coco` takes them: image id to Detections.
+
+    Args:
+        source: the path of a json file, or the records themselves.
+        dataset: the data set that the records are about.
+
+    Raises:
+        ValueError: no list of records, an image or category that the data set does not have, an RLE of another size.
+    """
+    if not isinstance(source, list):
+        with open(source) as handle:
+            source = json.load(handle)
+    if not isinstance(source, list) or not all(isinstance(item, dict) and "image_id" in item for item in source):
+        raise ValueError("COCO's results format is a list of records with an image_id each")
+    image_ids = [int(image_id) for image_id in dataset.image_ids]
+    sizes = dict(zip(image_ids, dataset.sizes, strict=True))
+    records: dict[int, list[dict]] = {image_id: [] for image_id in image_ids}
+    for item in source:
+        if item["image_id"] not in records:
+            raise ValueError(f"the data set has no image {item['image_id']}")
+        records[item["image_id"]].append(item)
+    classes = (dataset.class_names, dataset.category_ids)
+    loaded = {}
+    for image_id, items in records.items():
+        try:
+            loaded[image_id] = Detections.from_coco(items, *classes, sizes[image_id])
+        except ValueError as error:
+            raise ValueError(f"image {image_id}: {error}") from error
+    return loaded
+
+
+def _check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"kinds = {kinds!r}: some of {', '.join(KINDS)}")
+    return kinds
+
+
+def _results(dataset: Any, truth: dict, detections: Mapping[int, Detections], with_masks: bool) -> list[dict]:
+    """The records of all images, in the data set's order, checked against the data set."""
+    sizes = {int(image["id"]): (image["height"], image["width"]) for image in truth["images"]}
+    unknown = [image_id for image_id in detections if image_id not in sizes]
+    if unknown:
+        raise ValueError(f"the data set has no image {unknown[0]} ({len(unknown)} such ids)")
+    results = []
+    for image_id, size in sizes.items():
+        found = detections.get(image_id)
+        if found is None or not len(found):
+            continue
+        if found.image_size != size:
+            raise ValueError(f"image {image_id} is {size[0]} x {size[1]}, its detections are on {found.image_size}")
+        if found.class_names and found.class_names != tuple(dataset.class_names):
+            raise ValueError(f"image {image_id}: detections have other classes than the data set")
+        if with_masks and not found.has_masks:
+            raise ValueError(f"image {image_id}: detections without masks; evaluate them with kinds=('box',)")
+        results += found.to_coco(image_id, dataset.category_ids)
+    return results
+
+
+def _count_objects(dataset: Any, truth: dict) -> dict[str, dict[str, float]]:
+    objects: dict[int, list[int]] = {category: [] for category in dataset.category_ids}
+    for annotation in truth["annotations"]:
+        if not annotation.get("iscrowd", 0):
+            objects[annotation["category_id"]].append(annotation["image_id"])
+    counts = [{"objects": len(images), "images": len(set(images))} for images in objects.values()]
+    return dict(zip(dataset.class_names, counts, strict=True))
+
+
+def _evaluate(truth: dict, results: list[dict], kind: str, max_detections: int) -> Evaluator:
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth = _index(truth, [_truth_record(item, kind) for item in truth["annotations"]])
+        found = _index(truth, [_result_record(item, kind) for item in results])
+        evaluator = Evaluator(ground_truth, found, KINDS[kind])
+        evaluator.params.maxDets = [*(limit for limit in (1, 10) if limit < max_detections), max_detections]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
+
+
+def _index(truth: dict, annotations: list[dict]) -> COCO:
+    coco = COCO()
+    # Numbered anew from 1: pycocotools takes an id of 0 for "not matched".
+    annotations = [{**item, "id": number} for number, item in enumerate(annotations, start=1)]
+    coco.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+def _truth_record(annotation: dict, kind: str) -> dict:
+    if kind == "mask" and not annotation.get("segmentation"):
+        what = f"image {annotation['image_id']}: an object without segmentation"
+        raise ValueError(f"{what}; evaluate boxes alone with kinds=('box',)")
+    # A copy: pycocotools writes into the records.
+    return {**annotation, "iscrowd": annotation.get("iscrowd", 0)}
+
+
+def _result_record(item: dict, kind: str) -> dict:
+    record = {key: item[key] for key in ("image_id", "category_id", "bbox", "score")}
+    if kind == "box":
+        area = item["bbox"][2] * item["bbox"][3]
+    else:
+        # A mask is small or large by its own area, not its box's.
+        record["segmentation"] = {**item["segmentation"], "counts": item["segmentation"]["counts"].encode()}
+        area = float(coco_mask.area(record["segmentation"]))
+    return {**record, "area": area, "iscrowd": 0}
+
+
+def _summary(evaluator: Evaluator, kind: str) -> dict[str, float]:
+    """The measures from precision [T, R, K, A, M] and recall [T, K, A, M], whatever the limits are.
+
+    `COCOeval.summarize` looks for the limit 100 and says -1 where another was set.
+    """
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    values = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[0, :, :, 0, -1]),
+        "AP75": _mean(precision[5, :, :, 0, -1]),
+    }
+    values |= {f"AP{size}": _mean(precision[:, :, :, area, -1]) for area, size in enumerate("sml", start=1)}
+    values |= {f"AR{limit}": _mean(recall[:, :, 0, place]) for place, limit in enumerate(evaluator.params.maxDets)}
+    values |= {f"AR{size}": _mean(recall[:, :, area, -1]) for area, size in enumerate("sml", start=1)}
+    return {f"{kind}/{name}": value for name, value in values.items()}
+
+
+def _class_summary(evaluator: Evaluator, kind: str, category: int) -> dict[str, float]:
+    precision = evaluator.eval["precision"][:, :, list(evaluator.params.catIds).index(category), 0, -1]
+    values = (_mean(precision), _mean(precision[0]), _mean(precision[5]))
+    return {f"{kind}/{name}": value for name, value in zip(CLASS_METRICS, values, strict=True)}
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _write_json(value: Any, path: str | os.PathLike, indent: int | None = None) -> None:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "w") as handle:
+        json.dump(value, handle, indent=indent, allow_nan=False)

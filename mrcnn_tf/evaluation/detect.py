@@ -1,0 +1,70 @@
+"""A model's detections on a whole data set.
+
+Shape letters: B images, H W pixels of the network's input, C channels.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from mrcnn_tf.data.errors import clear_data_errors
+from mrcnn_tf.data.pipeline import evaluation_batches
+from mrcnn_tf.detections import Detections
+
+# One traced function per model, for as long as the model lives: tracing again at every evaluation takes seconds.
+_FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True) -> dict[int, Detections]:
+    """Runs a model on every image of a data set.
+
+    Masks are kept as RLE, some 200 bytes each, so the whole of COCO fits in memory.
+
+    Args:
+        model: a MaskRCNN, or any Keras model with `config` that answers {"image": [B, H, W, C], "image_size":
+            [B, 2]} as it does.
+        dataset: a data set (`data.schema.Dataset`) of the model's classes.
+        batch_size: images at once.
+        progress: shows a progress bar (on the standard error).
+
+    Returns:
+        Image id to Detections in the original image's pixels. Images that could not be read (where the data set
+        skips such) are absent.
+
+    Raises:
+        ValueError: the data set has another number of classes than the model.
+        DataError: an image that cannot be read, where the data set does not skip such.
+    """
+    if len(dataset.class_names) != model.config.num_classes:
+        counts = f"the data set has {len(dataset.class_names)} classes, the model {model.config.num_classes}"
+        raise ValueError(f"{counts}: evaluate on the data set that it was trained for")
+    infer = _inference(model)
+    threshold = model.config.detections.mask_threshold
+    found: dict[int, Detections] = {}
+    with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
+        for batch in evaluation_batches(dataset, model.config, batch_size):
+            outputs = infer({"image": batch["image"], "image_size": batch["image_size"]})
+            sizes = (batch["image_size"].numpy(), batch["original_size"].numpy())
+            results = Detections.from_batch(outputs, *sizes, dataset.class_names, threshold)
+            ids = np.asarray(batch["image_id"]).tolist()
+            found.update((image_id, result.compact()) for image_id, result in zip(ids, results, strict=True))
+            bar.update(len(ids))
+    return found
+
+
+def _inference(model: Any) -> Callable[[dict], dict]:
+    """The model's inference as one traced function for images of all sizes."""
+    if model not in _FUNCTIONS:
+        reference = weakref.ref(model)  # the function must not keep alive what it is filed under
+        signature = {
+            "image": tf.TensorSpec([None, None, None, model.config.input.channels], tf.float32),
+            "image_size": tf.TensorSpec([None, 2], tf.int32),
+        }
+        _FUNCTIONS[model] = tf.function(lambda inputs: reference()(inputs, training=False), input_signature=[signature])
+    return _FUNCTIONS[model]
