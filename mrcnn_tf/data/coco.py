@@ -161,7 +161,14 @@ class _Images:
         self.files.append(file)
 
     def drop_missing(self, folder: str) -> None:
-        """Looks for the image files, with one listing of each folder instead of a call for each file."""
+        """Looks for the image files, with one listing of each folder instead of a call for each file.
+
+        Raises:
+            DataError: there is no such folder, or none of the files is in it.
+        """
+        if not os.path.isdir(folder or "."):
+            message = f"{self._report.path}: the image folder {folder} does not exist; correct its path"
+            raise DataError(message, "image folder missing")
         listings: dict[str, set[str]] = {}
         keep = []
         for number, row in self.rows.items():
@@ -174,6 +181,9 @@ class _Images:
                 path = os.path.join(parent, file)
                 self._report.bad("image missing", f"image id {number}", f"the image file {path} is missing")
                 self.skipped.add(number)
+        if not keep:
+            message = f"{self._report.path}: none of its {len(self.files)} usable images is in {folder}; correct it"
+            raise DataError(message, "image missing")
         self.sizes = [self.sizes[row] for _, row in keep]
         self.files = [self.files[row] for _, row in keep]
         self.rows = {number: new for new, (number, _) in enumerate(keep)}
@@ -266,8 +276,8 @@ class _Table:
             ),
         )
         # A file of boxes only is a detection set; one box without its mask among masks is a mistake.
-        self.boxes_only = not (kind[self._good] != NO_MASK).any()
-        if not self.boxes_only:
+        self.has_masks = not self._good.any() or bool((kind[self._good] != NO_MASK).any())
+        if self.has_masks:
             missing = (kind == NO_MASK) & (np.frombuffer(columns.crowd, np.int8) == 0)
             self._refuse(missing, "no segmentation", lambda r: "it has no segmentation, others of the file have")
         low, high = self._polygon_extents(kind == POLYGONS)
@@ -303,10 +313,10 @@ class CocoDataset(Dataset):
             category_ids=tuple(int(number) for number in ids),
             image_ids=np.array(list(images.rows), np.int64),
             sizes=np.array(images.sizes, np.int32).reshape(-1, 2),
+            has_masks=table.has_masks,
             skip_bad=report.skip_bad,
             problems=report.problems,
         )
-        self.has_masks = not table.boxes_only
         self._folder = folder
         self._files = images.files
         self._table = table

@@ -70,7 +70,10 @@ def _members(text: str, lists: dict[str, Callable[[int, object], None]]) -> dict
     while text[position : position + 1] != "}":
         if found:
             position = _expect(text, position, ",")
+        start = position
         name, position = decoder.raw_decode(text, position)
+        if not isinstance(name, str):
+            raise json.JSONDecodeError("Expecting a property name in double quotes", text, start)
         position = _expect(text, _skip(text, position), ":")
         if name in lists and text[position : position + 1] == "[":
             found[name], position = _items(text, position, decoder, lists[name])

@@ -62,28 +62,51 @@ def mask_crops(example: Example, side: int = 112) -> np.ndarray:
     """
     crops = np.zeros((len(example), side, side), np.uint8)
     for row, segmentation in enumerate(example.segmentations):
-        y1, x1, y2, x2 = (float(value) for value in example.boxes[row])
-        pixels, top, left = _box_pixels(segmentation, example.size, (y1, x1, y2, x2))
-        # Float corners that float32 moved a hair past the image's edge are refused by the resize.
-        region = (x1 - left, y1 - top, min(x2 - left, pixels.shape[1]), min(y2 - top, pixels.shape[0]))
-        image = Image.fromarray(pixels)
+        box = tuple(float(value) for value in example.boxes[row])
+        window = _window(box, example.size)
+        top, left, bottom, right = window
+        drawn = _drawn_rle if isinstance(segmentation, dict) else _drawn_polygons
+        pixels = drawn(segmentation, window)
+        # Corners that float32 moved a hair past the image's edge are refused by the resize.
+        region = (box[1] - left, box[0] - top, min(box[3], right) - left, min(box[2], bottom) - top)
+        image = Image.fromarray(pixels * np.uint8(255))
         crops[row] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=region))
+        if not isinstance(segmentation, dict) and not crops[row].any():
+            crops[row] = _drawn_fine(segmentation, box, side)
     return crops
 
 
-def _box_pixels(segmentation: list | dict, size: tuple[int, int], box: tuple) -> tuple[np.ndarray, int, int]:
-    """The mask (0 or 255) of the whole pixels that the box touches, and its top and left in the image.
+def _window(box: tuple, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the whole pixels that the box touches, and of one more on each side.
 
-    One pixel more is drawn on each side, so that the resampling sees what lies beside the box.
+    The one more lets the resampling see what lies beside the box.
     """
     y1, x1, y2, x2 = box
     top, left = max(int(np.floor(y1)) - 1, 0), max(int(np.floor(x1)) - 1, 0)
-    bottom, right = min(int(np.ceil(y2)) + 1, size[0]), min(int(np.ceil(x2)) + 1, size[1])
-    if isinstance(segmentation, dict):
-        mask = coco_mask.decode(segmentation)[top:bottom, left:right]
-    else:
-        # Polygons are drawn inside the box's window only: much less work for small objects.
-        shift = (left, top)
-        moved = [(np.reshape(ring, (-1, 2)) - shift).reshape(-1).tolist() for ring in segmentation]
-        mask = coco_mask.decode(rle(moved, bottom - top, right - left))
-    return np.ascontiguousarray(mask) * np.uint8(255), top, left
+    return top, left, min(int(np.ceil(y2)) + 1, size[0]), min(int(np.ceil(x2)) + 1, size[1])
+
+
+def _drawn_rle(segmentation: dict, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The window's part of the mask, uint8 0 or 1; only the window's columns are unrolled."""
+    top, left, bottom, right = window
+    height = segmentation["size"][0]
+    counts = segmentation["counts"]
+    ends = np.cumsum(rle_counts(counts.encode("ascii") if isinstance(counts, str) else counts))
+    runs = np.diff(ends.clip(left * height, right * height), prepend=left * height)
+    columns = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs).reshape(right - left, height)
+    return np.ascontiguousarray(columns.T[top:bottom])
+
+
+def _drawn_polygons(segmentation: list, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The window's part of the mask, uint8 0 or 1."""
+    top, left, bottom, right = window
+    moved = [(np.reshape(ring, (-1, 2)) - (left, top)).reshape(-1).tolist() for ring in segmentation]
+    return np.ascontiguousarray(coco_mask.decode(rle(moved, bottom - top, right - left)))
+
+
+def _drawn_fine(segmentation: list, box: tuple, side: int) -> np.ndarray:
+    """Polygons drawn in the cells of the crop: for objects so thin that they cover no pixel's middle."""
+    y1, x1, y2, x2 = box
+    scale = (side / (x2 - x1), side / (y2 - y1))
+    moved = [((np.reshape(ring, (-1, 2)) - (x1, y1)) * scale).reshape(-1).tolist() for ring in segmentation]
+    return coco_mask.decode(rle(moved, side, side)) * np.uint8(255)

@@ -59,6 +59,7 @@ class Dataset:
         category_ids: K ids that the classes have in the source's own files.
         image_ids: [N] int64.
         sizes: [N, 2] int32 (height, width) of the original images.
+        has_masks: the objects have masks; otherwise their boxes stand in for them.
         skip_bad: what cannot be read later on (an image cut short) is counted instead of raised.
         problems: what was skipped.
     """
@@ -68,6 +69,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     image_ids: np.ndarray
     sizes: np.ndarray
+    has_masks: bool = True
     skip_bad: bool = False
     problems: Problems = field(default_factory=Problems)
 
@@ -138,14 +140,18 @@ class Subset(Dataset):
     """Some images of another data set; what is skipped is counted there."""
 
     def __init__(self, parent: Dataset, indices: Sequence[int]):
-        indices = np.asarray(indices, np.int64).reshape(-1)
-        # Whole-array indexing raises IndexError here, not later inside a pipeline.
+        indices = np.asarray(indices)
+        if indices.dtype == np.bool_:
+            indices = np.flatnonzero(indices)
+        # Indexing the arrays raises IndexError here, not later inside a pipeline.
+        indices = indices.astype(np.int64).reshape(-1)
         super().__init__(
             name=parent.name,
             class_names=parent.class_names,
             category_ids=parent.category_ids,
             image_ids=parent.image_ids[indices],
             sizes=parent.sizes[indices],
+            has_masks=parent.has_masks,
             skip_bad=parent.skip_bad,
             problems=parent.problems,
         )
