@@ -81,11 +81,9 @@ def decode(
     The logarithmic scales are cut at `max_log`, so that no early prediction overflows.
     """
     height, width = sides(references)
-    centre_y = references[..., 0] + 0.5 * height
-    centre_x = references[..., 1] + 0.5 * width
     dy, dx, dh, dw = (deltas[..., i] / weights[i] if weights[i] != 1 else deltas[..., i] for i in range(4))
-    centre_y += dy * height
-    centre_x += dx * width
+    centre_y = references[..., 0] + 0.5 * height + dy * height
+    centre_x = references[..., 1] + 0.5 * width + dx * width
     half_height = 0.5 * tf.exp(tf.minimum(dh, max_log)) * height
     half_width = 0.5 * tf.exp(tf.minimum(dw, max_log)) * width
     corners = [centre_y - half_height, centre_x - half_width, centre_y + half_height, centre_x + half_width]

@@ -33,7 +33,7 @@ def mask_targets(
         [P, M, M] float32 of 0 and 1: 1 where the object covers at least half of the cell, by the mean of 2 x 2
         bilinear samples of its crop; nothing is outside the crop.
     """
-    crop_side = crops.shape[1]
+    crop_side = tf.cast(tf.shape(crops)[1], tf.float32)
     # One pixel of nothing around each crop, so that coverage fades out at the box as it does at inner borders.
     padded = tf.pad(crops, [[0, 0], [1, 1], [1, 1]])[..., None]
     height, width = box_ops.sides(gt_boxes)

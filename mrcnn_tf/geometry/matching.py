@@ -12,7 +12,7 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 def match_anchors(
     iou: tf.Tensor,
-    valid_gt: tf.Tensor,
+    valid_gt: tf.Tensor | None,
     positive_iou: float,
     negative_iou: float,
     low_quality: bool = True,
@@ -20,8 +20,9 @@ def match_anchors(
     """The object of each anchor, and whether the anchor is an example of it.
 
     Args:
-        iou: [G, A], the overlap of every object with every anchor.
-        valid_gt: [G] bool, False for padding and crowds, which nothing is matched to.
+        iou: [G, A] with G at least 1, the overlap of every object with every anchor; the long dimension is last for
+            the sake of speed.
+        valid_gt: [G] bool, False for padding and crowds, which nothing is matched to; None where all rows count.
         positive_iou: at or above it an anchor is positive.
         negative_iou: below it an anchor is negative; in between it is ignored.
         low_quality: the anchors that overlap an object most are positive too, whatever the overlap (above 0). They
@@ -31,15 +32,16 @@ def match_anchors(
         matched [A] int32, the object of highest overlap (the first of equals; 0 without objects), and labels [A]
         int32: 1 positive, 0 negative, -1 ignored.
     """
-    iou = tf.where(valid_gt[:, None], iou, -1.0)
-    iou = tf.pad(iou, [[0, tf.cast(tf.equal(tf.shape(iou)[0], 0), tf.int32)], [0, 0]], constant_values=-1.0)
+    if valid_gt is not None:
+        iou = tf.where(valid_gt[:, None], iou, 0.0)
     best = tf.reduce_max(iou, axis=0)
     matched = tf.argmax(iou, axis=0, output_type=tf.int32)
     labels = tf.where(best >= positive_iou, POSITIVE, tf.where(best < negative_iou, NEGATIVE, IGNORED))
     if low_quality:
         best_of_object = tf.reduce_max(iou, axis=1, keepdims=True)
-        is_best = tf.logical_and(tf.equal(iou, best_of_object), best_of_object > 0.0)
-        labels = tf.where(tf.reduce_any(is_best, axis=0), POSITIVE, labels)
+        # 2 is no overlap: an object that nothing touches has no best anchor.
+        best_of_object = tf.where(best_of_object > 0.0, best_of_object, 2.0)
+        labels = tf.where(tf.reduce_any(tf.equal(iou, best_of_object), axis=0), POSITIVE, labels)
     return matched, labels
 
 

@@ -76,18 +76,15 @@ class RPNTargets(Float32Layer):
     def _targets_of_image(self, anchors, boxes, classes, crowd, image_size, seed):
         is_object = classes > 0
         is_crowd = is_object & tf.cast(crowd, tf.bool)
-        objects = tf.boolean_mask(boxes, is_object & ~is_crowd)
+        # One empty box behind the objects, which overlaps nothing, so that there is always one to look at.
+        objects = tf.pad(tf.boolean_mask(boxes, is_object & ~is_crowd), [[0, 1], [0, 0]])
         crowds = tf.boolean_mask(boxes, is_crowd)
         centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
         inside = tf.reduce_all((centres >= 0.0) & (centres < tf.cast(image_size, tf.float32)), axis=-1)
         # An anchor outside cannot be the best of an object, so that every object gets an anchor that counts.
-        overlap = tf.where(inside, box_ops.iou(objects, anchors), 0.0)
+        overlap = box_ops.iou(objects, tf.where(inside[:, None], anchors, 0.0))
         matched, labels = matching.match_anchors(
-            overlap,
-            tf.ones_like(objects[:, 0], tf.bool),
-            self.positive_iou,
-            self.negative_iou,
-            self.low_quality_matches,
+            overlap, None, self.positive_iou, self.negative_iou, self.low_quality_matches
         )
         cover = box_ops.intersection(crowds, anchors)
         in_crowd = tf.reduce_any(cover >= CROWD_COVER * box_ops.area(anchors), axis=0)

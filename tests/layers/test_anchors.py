@@ -1,0 +1,48 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mrcnn_tf.layers.anchors import Anchors
+
+SIZES = ((32,), (64,), (128,), (256,), (512,))
+
+
+def test_equals_torchvision(recorded, yx):
+    features = [tf.zeros([1, height, width, 2]) for height, width in recorded["anchors_feature_sizes"]]
+    anchors = Anchors(SIZES, (0.5, 1, 2), rounded=True)(features)
+    assert [level.shape[0] for level in anchors] == [int(3 * h * w) for h, w in recorded["anchors_feature_sizes"]]
+    np.testing.assert_array_equal(np.concatenate(anchors), yx(recorded["anchors_xyxy"]))
+
+
+def test_unknown_sizes_in_a_functional_model():
+    features = [keras.Input((None, None, 8)) for _ in SIZES]
+    layer = Anchors([(size[0], 2 * size[0]) for size in SIZES], (0.5, 1, 2), offset=0.5)
+    model = keras.Model(features, layer(features))
+    assert [output.shape for output in model.outputs] == [(None, 4)] * 5
+    for side in (2, 3):
+        maps = [np.zeros((2, side, 5, 8), np.float32)] * 5
+        for graph, eager in zip(model(maps), layer(maps)):
+            assert graph.shape == (side * 5 * 6, 4)
+            np.testing.assert_array_equal(graph, eager)
+        # The first position's anchors stand around half a stride.
+        np.testing.assert_allclose((graph.numpy()[:6, :2] + graph.numpy()[:6, 2:]) / 2, 32)
+
+
+def test_stay_float32_under_half_precision():
+    features = [tf.zeros([1, 200, 300, 1], tf.bfloat16)] + [tf.zeros([1, 1, 1, 1], tf.bfloat16)] * 4
+    anchors = Anchors(SIZES, (1,), dtype="mixed_bfloat16")(features)
+    assert anchors[0].dtype == tf.float32
+    np.testing.assert_array_equal(anchors[0][-1], [199 * 4 - 16, 299 * 4 - 16, 199 * 4 + 16, 299 * 4 + 16])
+
+
+def test_levels_and_strides_must_fit():
+    with pytest.raises(ValueError, match="4 levels of anchor sizes do not fit 5 strides"):
+        Anchors(SIZES[:4], (1,))
+
+
+def test_config_round_trip():
+    layer = Anchors(SIZES, (0.5, 2), offset=0.5, rounded=True, name="a")
+    again = Anchors.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert again.rounded and again.offset == 0.5 and again.ratios == (0.5, 2.0)
