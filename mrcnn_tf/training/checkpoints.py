@@ -1,0 +1,283 @@
+"""Checkpoints that a training can always go on from, whenever and however it was ended.
+
+A checkpoint is a folder `step_00000123` with `arrays.npz` (the model's, the optimiser's and the running
+means' variables) and `state.json`. It is written under another name, flushed to the disk and then
+renamed, so that a folder of that name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mrcnn_tf.training.errors import CheckpointError, NonFiniteLossError
+from mrcnn_tf.training.identity import check_identity
+from mrcnn_tf.training.progress import Progress
+
+logger = logging.getLogger("mrcnn_tf")
+
+FORMAT_VERSION = 1
+UNFINISHED = ".unfinished-"
+READ_ERRORS = (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # ValueError: broken json or array
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a neighbouring name of the same ending, and renames what it wrote to `path`."""
+    path = Path(path)
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    write(unfinished)
+    _flush_to_disk(unfinished)
+    os.replace(unfinished, path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, values: dict) -> None:
+    text = json.dumps(values, indent=1)
+    write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
+
+
+class CheckpointStore:
+    """The folder with the last `keep` checkpoints."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name))
+
+    def write(self, step: int, arrays: dict[str, np.ndarray], state: dict) -> Path:
+        """Adds a checkpoint and removes the oldest. If there is one of this step, it gets the new state."""
+        path = self.path(step)
+        if path.exists():
+            self.write_state(step, state)
+            return path
+        self.clean()
+        unfinished = self.folder / f"{UNFINISHED}{path.name}"
+        unfinished.mkdir(parents=True)
+        write_atomically(unfinished / "arrays.npz", lambda name: np.savez(name, **arrays))
+        _write_json(unfinished / "state.json", state)
+        _flush_to_disk(unfinished)
+        os.replace(unfinished, path)
+        _flush_to_disk(self.folder)
+        for old in self.paths()[: -self.keep]:
+            leaving = self.folder / f"{UNFINISHED}{old.name}"
+            os.replace(old, leaving)  # never half deleted under its own name
+            shutil.rmtree(leaving)
+        return path
+
+    def write_state(self, step: int, state: dict) -> None:
+        """Replaces the state of the checkpoint of `step`."""
+        _write_json(self.path(step) / "state.json", state)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        for path in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(path)
+
+    def read_latest(self) -> tuple[dict[str, np.ndarray], dict, Path] | None:
+        """Arrays, state and folder of the newest checkpoint that can be read; None if there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be read, or they are of a newer version.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+                version = state["format_version"]
+                if version > FORMAT_VERSION:
+                    raise CheckpointError(
+                        f"{path}: format {version} is newer than this mrcnn_tf, which reads up to {FORMAT_VERSION}"
+                    )
+                with np.load(path / "arrays.npz") as archive:
+                    return {name: archive[name] for name in archive.files}, state, path
+            except CheckpointError:
+                raise
+            except READ_ERRORS as error:
+                logger.warning("%s cannot be read (%s); going back to the one before", path, error)
+        if paths:
+            raise CheckpointError(f"none of the checkpoints in {self.folder} can be read; resume=False starts anew")
+        return None
+
+
+def variable_groups(model: keras.Model) -> dict[str, list]:
+    """Everything that a training step changes."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return {
+        "model": list(model.variables),
+        "optimizer": list(model.optimizer.variables),
+        "metrics": list(model.metrics_variables),
+    }
+
+
+def read_variables(model: keras.Model) -> dict[str, np.ndarray]:
+    """The variables as {"group/number/path": array}."""
+    return {
+        f"{group}/{number:05d}/{variable.path}": keras.ops.convert_to_numpy(variable)
+        for group, variables in variable_groups(model).items()
+        for number, variable in enumerate(variables)
+    }
+
+
+def assign_variables(model: keras.Model, arrays: dict[str, np.ndarray], groups: tuple[str, ...]) -> None:
+    """Sets the variables of some groups to what `read_variables` gave.
+
+    Raises:
+        CheckpointError: another number of variables, other names or other shapes; nothing is set then.
+    """
+    pairs = []
+    for group in groups:
+        variables = variable_groups(model)[group]
+        names = sorted(name for name in arrays if name.startswith(f"{group}/"))
+        if len(names) != len(variables):
+            raise CheckpointError(f"the checkpoint has {len(names)} variables of the {group}, not {len(variables)}")
+        for variable, name in zip(variables, names):
+            array, path = arrays[name], name.split("/", 2)[2]
+            if _plain(path) != _plain(variable.path) or array.shape != tuple(variable.shape):
+                raise CheckpointError(
+                    f"the checkpoint's {path} {array.shape} stands where the {group} has "
+                    f"{variable.path} {tuple(variable.shape)}"
+                )
+            pairs.append((variable, array))
+    for variable, array in pairs:
+        variable.assign(array)
+
+
+def _plain(path: str) -> str:
+    """A path without the numbers that Keras adds when a name was used before in the process."""
+    return re.sub(r"_\d+(?=/|$)", "", path)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves at the end of every epoch, and every `every_steps` steps if that is not 0.
+
+    An epoch's checkpoint is written before the evaluation, with a note that it is still to come; should
+    the process end there, `pending` gives the epoch whose end is to be gone through again.
+
+    Args:
+        store: where to.
+        progress: shared with the other callbacks.
+        identity: see `identity.run_identity`; kept with the checkpoint, and compared on `restore`.
+        every_steps: 0 saves at epoch ends only.
+    """
+
+    def __init__(self, store: CheckpointStore, progress: Progress, identity: dict, every_steps: int = 0):
+        super().__init__()
+        self.store = store
+        self.progress = progress
+        self.identity = identity
+        self.every_steps = every_steps
+        self.pending: dict | None = None
+        self._metrics: dict[str, np.ndarray] = {}
+
+    def restore(self, model: keras.Model) -> Path | None:
+        """Sets model, optimiser and progress to the newest checkpoint; None if there is none.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another configuration, data set or batch.
+        """
+        self.store.clean()
+        found = self.store.read_latest()
+        if found is None:
+            return None
+        arrays, state, path = found
+        check_identity(state["identity"], self.identity, path)
+        try:
+            assign_variables(model, arrays, ("model", "optimizer"))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} does not fit the model: {error}") from error
+        self._metrics = {name: array for name, array in arrays.items() if name.startswith("metrics/")}
+        self.progress.step = state["step"]
+        ap = state["best"]["ap"]
+        self.progress.best_ap, self.progress.best_step = math.nan if ap is None else ap, state["best"]["step"]
+        self.pending = state["pending"]
+        return path
+
+    def save(self, pending: dict | None = None) -> Path:
+        """Writes a checkpoint of this very step.
+
+        Raises:
+            NonFiniteLossError: a weight is NaN or infinite; the checkpoints stay as they are.
+        """
+        started = time.perf_counter()
+        arrays = read_variables(self.model)
+        bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if bad:
+            names = ", ".join(name.split("/", 2)[2] for name in bad[:5]) + ", ..." * (len(bad) > 5)
+            raise NonFiniteLossError(
+                f"after step {self.progress.step} {len(bad)} variables are not finite ({names}): not saved; "
+                f"the earlier checkpoints in {self.store.folder} are untouched"
+            )
+        self.pending = pending
+        path = self.store.write(self.progress.step, arrays, self._state())
+        self.progress.paused += time.perf_counter() - started
+        return path
+
+    def close_epoch(self) -> None:
+        """Notes in the newest checkpoint that the epoch's end has been dealt with."""
+        self.pending = None
+        self.store.write_state(self.progress.step, self._state())
+
+    def _state(self) -> dict:
+        best = self.progress.best_ap
+        return {
+            "format_version": FORMAT_VERSION,
+            "step": self.progress.step,
+            "epoch": self.progress.step // self.progress.steps_per_epoch,
+            "best": {"ap": None if math.isnan(best) else best, "step": self.progress.best_step},
+            "pending": self.pending,
+            "identity": self.identity,
+        }
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Keras has just emptied the running means: those of an interrupted epoch go on.
+        if self._metrics and self.progress.step % self.progress.steps_per_epoch:
+            try:
+                assign_variables(self.model, self._metrics, ("metrics",))
+            except CheckpointError as error:
+                logger.warning("the means of epoch %d count from step %d on (%s)", epoch + 1, self.progress.step, error)
+        self._metrics = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        due = self.every_steps and self.progress.step % self.every_steps == 0
+        if due and not self.progress.at_epoch_end:
+            self.save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.save({"epoch": epoch, "logs": {name: float(value) for name, value in (logs or {}).items()}})
+
+
+class CloseEpoch(keras.callbacks.Callback):
+    """Comes last of all callbacks: the epoch's evaluation and logs are done."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__()
+        self.checkpoint = checkpoint
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.checkpoint.close_epoch()

@@ -1,0 +1,290 @@
+"""A whole training in a folder: model, data, callbacks, and going on after an interruption."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.data.errors import clear_data_errors
+from mrcnn_tf.data.pipeline import BatchPlan, evaluation_batches, training_batches
+from mrcnn_tf.training import logs
+from mrcnn_tf.training.callbacks import GracefulStop, StopOnNonFinite, Throughput
+from mrcnn_tf.training.checkpoints import UNFINISHED, Checkpoint, CheckpointStore, CloseEpoch, write_atomically
+from mrcnn_tf.training.distribution import global_batch_size, strategy
+from mrcnn_tf.training.identity import run_identity
+from mrcnn_tf.training.progress import Progress, fit_steps
+from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure
+from mrcnn_tf.weights.files import load_weights
+from mrcnn_tf.weights.keras_applications import load_backbone
+from mrcnn_tf.weights.report import WeightsReport
+
+logger = logging.getLogger("mrcnn_tf")
+
+# What a training makes in its folder; moved out of the way when it starts anew.
+MADE = (
+    *("config.json", "log.csv", "steps.jsonl", "weights.txt", "evaluation.json", "best.weights.h5", "model.keras"),
+    *("checkpoints", "tensorboard", "pictures"),
+)
+HOW_TO_RESUME = "Start the same command again to go on from there."
+
+
+@dataclass
+class TrainingResult:
+    """What `train` made.
+
+    Attributes:
+        model: after the last step.
+        history: the columns of log.csv, one value per epoch of the whole training.
+        run_dir: the folder.
+        steps: updates of the whole training, those before an interruption included.
+        resumed_from: the step this call started at.
+        best_ap: the best mask AP (box AP without masks), of `best.weights.h5`; NaN without an evaluation.
+        best_step: the step it was reached at.
+        weights: what became of the backbone weights, if some were loaded.
+    """
+
+    model: keras.Model
+    history: dict[str, list[float]]
+    run_dir: Path
+    steps: int
+    resumed_from: int = 0
+    best_ap: float = math.nan
+    best_step: int = 0
+    weights: WeightsReport | None = None
+
+
+@dataclass
+class _Run:
+    """One training's parts, made by `_prepare`."""
+
+    config: Config
+    run_dir: Path
+    progress: Progress
+    plan: BatchPlan
+    checkpoint: Checkpoint
+    log: logs.EpochLog
+    steps: logs.StepLog
+    stop: GracefulStop
+    board: logs.TensorBoardLog
+    at_epoch_end: list = field(default_factory=list)
+
+
+def train(
+    config: Config,
+    train_set: Any,
+    val_set: Any = None,
+    run_dir: str | Path = "run",
+    devices: int | str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    backbone_weights: str | Path | None = None,
+    reinitialize_stages: Iterable[str] = (),
+    last_norm_gamma: float | None = 0.2,
+    initial_weights: str | Path | None = None,
+    resume: bool = True,
+    validation_losses: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int = 1,
+) -> TrainingResult:
+    """Trains a Mask R-CNN for `config.training.steps` steps; called again, goes on where it was stopped.
+
+    The folder gets config.json, log.csv (a row per epoch), steps.jsonl (a line per step), tensorboard/,
+    checkpoints/ (the last two), best.weights.h5 (of the best validation AP), evaluation.json, pictures/,
+    weights.txt (what was found in `backbone_weights`) and, at the end, model.keras.
+
+    Args:
+        config: the model, the schedule and the data's treatment. Without class names it takes those of
+            `train_set`.
+        train_set: a data set (`data.schema.Dataset`).
+        val_set: evaluated every `config.training.evaluate_every` epochs and at the end; None (or an
+            `evaluate_every` of 0) leaves that out.
+        run_dir: the folder of this training.
+        devices: see `distribution.strategy`.
+        batch_size: images of a step over all devices; None takes `config.training.images_per_device` for each.
+        backbone_weights: a file for `weights.load_backbone`. Not read again when resuming.
+        reinitialize_stages: stages of the backbone that start anew instead.
+        last_norm_gamma: see `weights.load_backbone`.
+        initial_weights: weights of a whole model (`.weights.h5` or `.keras`) to start from.
+        resume: False moves an earlier training of this folder to `earlier-1` (2, ...) in it and starts anew.
+        validation_losses: whether to compute the losses on `val_set` as well.
+        callbacks: further Keras callbacks; what they add to an epoch's logs is logged.
+        verbose: 0 silent, 1 a progress bar (lines of text where there is no terminal), 2 lines of text.
+
+    Raises:
+        ConfigError: classes of config and data sets differ.
+        DataError: an image or record that cannot be used.
+        DistributionError: see `distribution.strategy`.
+        WeightsError: weights that do not fit.
+        CheckpointError: the folder holds another training.
+        NonFiniteLossError: a loss became NaN or infinite.
+        TrainingInterrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    chosen = strategy(devices)
+    config = _with_classes(config, train_set, val_set)
+    run = _prepare(config, train_set, global_batch_size(chosen, config.training.images_per_device, batch_size), run_dir)
+    if not resume:
+        _set_aside(run.run_dir)
+    _clean(run.run_dir)
+    model = _build(config, chosen, run.plan.batch_size)
+    found = run.checkpoint.restore(model)
+    report = None
+    if found is None:
+        report = _load(model, initial_weights, backbone_weights, reinitialize_stages, last_norm_gamma, run.run_dir)
+    else:
+        logger.info("resuming from %s: step %d of %d", found, run.progress.step, run.progress.total_steps)
+    start = run.progress.step
+    write_atomically(run.run_dir / "config.json", lambda path: path.write_text(config.to_json() + "\n", "utf-8"))
+    every = _callbacks(run, val_set if config.training.evaluate_every else None, validation_losses, callbacks, verbose)
+    with run.stop, clear_data_errors():
+        _finish_epoch(run, model)
+        fit_steps(model, lambda step: _batches(run, train_set, step), run.progress, every)
+        _save(model, run, start)
+    run.board.close()
+    progress = run.progress
+    return TrainingResult(
+        *(model, run.log.history, run.run_dir, progress.step, start, progress.best_ap, progress.best_step, report)
+    )
+
+
+def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
+    """The config with class names, after checking that they are those of the data sets."""
+    names = tuple(train_set.class_names)
+    if len(names) != config.num_classes:
+        raise ConfigError(
+            f"num_classes = {config.num_classes}, but {train_set.name} has {len(names)} classes "
+            f"({', '.join(names[:10])}{', ...' * (len(names) > 10)}); set num_classes to {len(names)}"
+        )
+    if val_set is not None and tuple(val_set.class_names) != names:
+        raise ConfigError(
+            f"the classes of {val_set.name} {tuple(val_set.class_names)} are not those of {train_set.name} {names}"
+        )
+    return config if config.class_names else config.replace(class_names=names)
+
+
+def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path) -> _Run:
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    plan = BatchPlan(train_set, batch, config.training.seed, config.data.drop_empty)
+    steps_per_epoch = config.training.steps_per_epoch or plan.steps_per_epoch
+    progress = Progress(config.training.steps, steps_per_epoch)
+    identity = run_identity(config, train_set, batch, steps_per_epoch)
+    store = CheckpointStore(run_dir / "checkpoints")
+    checkpoint = Checkpoint(store, progress, identity, config.training.checkpoint_every)
+    return _Run(
+        config=config,
+        run_dir=run_dir,
+        progress=progress,
+        plan=plan,
+        checkpoint=checkpoint,
+        log=logs.EpochLog(run_dir / "log.csv", progress),
+        steps=logs.StepLog(run_dir / "steps.jsonl", progress),
+        stop=GracefulStop(checkpoint, progress, HOW_TO_RESUME),
+        board=logs.TensorBoardLog(run_dir / "tensorboard", progress),
+    )
+
+
+def _set_aside(run_dir: Path) -> None:
+    """Moves what an earlier training made into a folder of its own: nobody loses a week by an option."""
+    made = [run_dir / name for name in MADE if (run_dir / name).exists()]
+    if not made:
+        return
+    number = 1
+    while (run_dir / f"earlier-{number}").exists():
+        number += 1
+    aside = run_dir / f"earlier-{number}"
+    aside.mkdir()
+    for path in made:
+        path.rename(aside / path.name)
+    logger.warning("starting anew; the earlier training is now in %s", aside)
+
+
+def _clean(run_dir: Path) -> None:
+    for path in run_dir.glob(f"{UNFINISHED}*"):
+        path.unlink()
+
+
+def _build(config: Config, chosen: tf.distribute.Strategy, batch: int) -> keras.Model:
+    # Imported here because the model's default optimiser is in this package.
+    from mrcnn_tf.model import MaskRCNN
+
+    keras.utils.set_random_seed(config.training.seed)
+    with chosen.scope():
+        model = MaskRCNN(config)
+        model.compile(global_batch=batch)
+    return model
+
+
+def _load(model, initial_weights, backbone_weights, stages, last_norm_gamma, run_dir: Path) -> WeightsReport | None:
+    report = None
+    if initial_weights is not None:
+        load_weights(model, initial_weights)
+    if backbone_weights is not None:
+        report = load_backbone(model, backbone_weights, stages, last_norm_gamma)
+        (run_dir / "weights.txt").write_text(report.summary() + "\n", encoding="utf-8")
+    return report
+
+
+def _batches(run: _Run, train_set: Any, step: int) -> tf.data.Dataset:
+    plan = run.plan
+    return training_batches(train_set, run.config, plan.batch_size, plan.seed, start_step=step, plan=plan)
+
+
+def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence, verbose: int) -> list:
+    """All callbacks in the order that they depend on."""
+    progress, training = run.progress, run.config.training
+    shown: list = []
+    if verbose:
+        bar = verbose == 1 and sys.stdout.isatty()
+        shown = [logs.ProgressBar(progress) if bar else logs.ProgressLines(progress)]
+    measured: list = []
+    if val_set is not None:
+        if validation_losses:
+            batch = run.plan.batch_size
+            measured.append(
+                ValidationLosses(
+                    lambda: evaluation_batches(val_set, run.config, batch), progress, training.evaluate_every
+                )
+            )
+        measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
+        measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
+        run.log.columns = list(CocoEvaluation.COLUMNS)
+    curves = logs.Curves(run.log, run.steps, run.run_dir / "pictures" / "curves.png")
+    run.at_epoch_end = [*measured, run.log, run.board, curves, *shown, CloseEpoch(run.checkpoint)]
+    every_step = [
+        StopOnNonFinite(progress, run.plan.image_ids, run.run_dir),
+        Throughput(progress, run.plan.batch_size),
+        run.steps,
+        run.checkpoint,
+        run.stop,
+    ]
+    # The caller's callbacks come before those that log, which then log what they add.
+    return [*every_step, *measured, *more, *run.at_epoch_end[len(measured) :]]
+
+
+def _finish_epoch(run: _Run, model: keras.Model) -> None:
+    """Brings the logs to the checkpoint's step, and catches up on an evaluation that was interrupted."""
+    pending = run.checkpoint.pending
+    run.steps.rewind(run.progress.step)
+    run.log.rewind(run.progress.step, None if pending is None else pending["epoch"])
+    if pending is None:
+        return
+    run.checkpoint.set_model(model)
+    epoch_logs = dict(pending["logs"])
+    for callback in run.at_epoch_end:
+        callback.set_model(model)
+        if not isinstance(callback, keras.callbacks.ProgbarLogger):  # has no epoch of its own here
+            callback.on_epoch_end(pending["epoch"], epoch_logs)
+
+
+def _save(model: keras.Model, run: _Run, start: int) -> None:
+    path = run.run_dir / "model.keras"
+    if run.progress.step > start or not path.exists():
+        write_atomically(path, model.save)

@@ -1,0 +1,143 @@
+"""Callbacks that measure the model on the validation images at the end of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mrcnn_tf.training.checkpoints import write_atomically
+from mrcnn_tf.training.progress import Progress
+
+logger = logging.getLogger("mrcnn_tf")
+
+KINDS = ("box", "mask")
+MEASURES = ("AP", "AP50")
+PICTURES = 4
+
+
+def is_due(progress: Progress, epoch: int, every: int) -> bool:
+    """Whether epoch `epoch` (from 0) is to be evaluated: every n-th and the last are.
+
+    An n-th epoch is passed over where the training ends less than half an epoch later.
+    """
+    if progress.step >= progress.total_steps:
+        return True
+    return (epoch + 1) % every == 0 and progress.total_steps - progress.step >= progress.steps_per_epoch / 2
+
+
+class CocoEvaluation(keras.callbacks.Callback):
+    """COCO's box and mask AP every `every` epochs and at the end; the best weights are kept.
+
+    Adds `val_box_AP`, `val_box_AP50`, `val_mask_AP` and `val_mask_AP50` to the epoch's logs, so it comes before
+    the callbacks that write logs. An evaluation that fails is logged, and the training goes on.
+
+    Args:
+        measure: gives an object with `metrics` {"box/AP": ..., "mask/AP50": ...} (an `Evaluation`) for a model.
+        run_dir: gets `best.weights.h5` (the best mask AP, or box AP where there are no masks) and
+            `evaluation.json` (all measures of the last evaluation).
+        progress: shared with the other callbacks.
+        every: epochs between two evaluations.
+    """
+
+    COLUMNS = tuple(f"val_{kind}_{name}" for kind in KINDS for name in MEASURES)
+
+    def __init__(self, measure: Callable[[Any], Any], run_dir: str | Path, progress: Progress, every: int = 1):
+        super().__init__()
+        self.measure = measure
+        self.run_dir = Path(run_dir)
+        self.progress = progress
+        self.every = every
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not is_due(self.progress, epoch, self.every):
+            return
+        started = time.perf_counter()
+        try:
+            evaluation = self.measure(self.model)
+            metrics = {name: float(value) for name, value in evaluation.metrics.items()}
+            if hasattr(evaluation, "save"):
+                write_atomically(self.run_dir / "evaluation.json", evaluation.save)
+            self._keep_best(metrics)
+        except Exception:  # whatever it is: hours of training are worth more than one evaluation
+            logger.exception("the evaluation after epoch %d failed; the training goes on", epoch + 1)
+            return
+        measured = {
+            f"val_{kind}_{name}": metrics[f"{kind}/{name}"]
+            for kind in KINDS
+            for name in MEASURES
+            if f"{kind}/{name}" in metrics
+        }
+        if logs is not None:
+            logs.update(measured)
+        text = ", ".join(
+            f"{name.removeprefix('val_').replace('_', ' ')} {value:.3f}" for name, value in measured.items()
+        )
+        logger.info("epoch %d: %s (in %.0f s)", epoch + 1, text, time.perf_counter() - started)
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        ap = metrics.get("mask/AP", metrics.get("box/AP", math.nan))
+        best = self.progress.best_ap
+        path = self.run_dir / "best.weights.h5"
+        # AP is not a number where there is nothing to find; some weights are better than none.
+        if (math.isnan(ap) and path.exists()) or ap <= best:
+            return
+        write_atomically(path, self.model.save_weights)
+        self.progress.best_ap, self.progress.best_step = ap, self.progress.step
+
+
+class ValidationLosses(keras.callbacks.Callback):
+    """Adds the validation images' losses, `val_loss` and so on, to the logs every `every` epochs.
+
+    Args:
+        batches: makes the data set of batches for `model.evaluate`.
+        progress: shared with the other callbacks.
+        every: epochs between two evaluations.
+    """
+
+    def __init__(self, batches: Callable[[], Any], progress: Progress, every: int = 1):
+        super().__init__()
+        self.batches = batches
+        self.progress = progress
+        self.every = every
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None or not is_due(self.progress, epoch, self.every):
+            return
+        try:
+            losses = self.model.evaluate(self.batches(), return_dict=True, verbose=0)
+        except Exception:
+            logger.exception("the validation losses after epoch %d failed; the training goes on", epoch + 1)
+            return
+        logs.update({f"val_{name}": float(value) for name, value in losses.items()})
+
+
+def coco_measure(dataset, run_dir: str | Path, batch_size: int = 1, show: bool = False) -> Callable[[Any], Any]:
+    """The function that `CocoEvaluation` calls: detections on `dataset`, their AP, and a few pictures.
+
+    Args:
+        dataset: the validation images.
+        run_dir: the pictures go to its folder `pictures`.
+        batch_size: images at once.
+        show: shows a progress bar.
+    """
+
+    def measure(model):
+        from mrcnn_tf.evaluation.coco import evaluate_coco
+        from mrcnn_tf.evaluation.detect import detect
+
+        detections = detect(model, dataset, batch_size=batch_size, progress=show)
+        try:
+            from mrcnn_tf.reporting import draw_comparisons
+
+            draw_comparisons(dataset, detections, Path(run_dir) / "pictures", PICTURES)
+        except Exception:  # no picture is worth an evaluation
+            logger.warning("the validation pictures could not be drawn", exc_info=True)
+        return evaluate_coco(dataset, detections, max_detections=model.config.detections.max_per_image)
+
+    return measure
