@@ -114,8 +114,12 @@ def test_nothing_sampled():
     assert [float(v) for v in losses.rpn_box_loss(tf.ones([1, 3, 4]), tf.zeros([1, 3, 4]), none, 0.1)] == [0, 0]
     assert [float(v) for v in losses.box_class_loss(tf.zeros([3, 5]), none[0])] == [0, 0]
     assert [float(v) for v in losses.box_delta_loss(tf.ones([3, 4, 4]), tf.zeros([3, 4]), none[0], 1.0)] == [0, 0]
-    assert [float(v) for v in losses.mask_loss(tf.ones([2, 4, 4, 3]), tf.zeros([2, 4, 4]), tf.zeros([2], tf.int32))] == [0, 0]
-    assert [float(v) for v in losses.mask_loss(tf.ones([0, 4, 4, 3]), tf.zeros([0, 4, 4]), tf.zeros([0], tf.int32))] == [0, 0]
+    assert [
+        float(v) for v in losses.mask_loss(tf.ones([2, 4, 4, 3]), tf.zeros([2, 4, 4]), tf.zeros([2], tf.int32))
+    ] == [0, 0]
+    assert [
+        float(v) for v in losses.mask_loss(tf.ones([0, 4, 4, 3]), tf.zeros([0, 4, 4]), tf.zeros([0], tf.int32))
+    ] == [0, 0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -51,7 +51,9 @@ def test_invalid_rows_match_nothing():
     assert matched.numpy()[1] == 1
 
 
-@pytest.mark.parametrize("positives, negatives, expected", [(50, 50, (4, 4)), (1, 50, (1, 7)), (50, 2, (4, 2)), (0, 3, (0, 3))])
+@pytest.mark.parametrize(
+    "positives, negatives, expected", [(50, 50, (4, 4)), (1, 50, (1, 7)), (50, 2, (4, 2)), (0, 3, (0, 3))]
+)
 def test_sample_sizes(positives, negatives, expected):
     labels = np.array([1] * positives + [0] * negatives + [-1] * 5, np.int32)
     noise = np.random.default_rng(0).uniform(size=labels.size).astype(np.float32)
@@ -68,7 +70,11 @@ def test_sample_keeps_the_largest_noise():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=60), st.integers(1, 40), st.sampled_from([0.25, 0.5, 1.0]))
+@given(
+    st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=60),
+    st.integers(1, 40),
+    st.sampled_from([0.25, 0.5, 1.0]),
+)
 def test_sample_never_exceeds_its_budget_nor_wastes_it(labels, count, fraction):
     labels = np.array(labels, np.int32)
     noise = np.random.default_rng(len(labels)).uniform(size=labels.size).astype(np.float32)

@@ -33,7 +33,9 @@ def align_slowly(feature, box, stride, size, samples, half_pixel):
     return sampled.reshape(size, samples, size, samples, -1).mean((1, 3))
 
 
-@pytest.mark.parametrize("name, size, half_pixel", [("7_unaligned", 7, False), ("7_aligned", 7, True), ("14_aligned", 14, True)])
+@pytest.mark.parametrize(
+    "name, size, half_pixel", [("7_unaligned", 7, False), ("7_aligned", 7, True), ("14_aligned", 14, True)]
+)
 def test_equals_torchvision(recorded, yx, name, size, half_pixel):
     feature = recorded["roi_features_nchw"].transpose(0, 2, 3, 1)
     boxes, images = yx(recorded["roi_rois_batchindex_xyxy"][:, 1:]), recorded["roi_rois_batchindex_xyxy"][:, 0]
@@ -126,7 +128,9 @@ def test_order_and_images_are_kept():
     together = layer(features, boxes, images).numpy()
     assert len(set(assign_levels(boxes, 4, 4, 224.0, 4).numpy())) > 2
     for i in range(30):
-        single = layer([f[images[i] : images[i] + 1] for f in features], boxes[i : i + 1], np.zeros(1, np.int32)).numpy()[0]
+        single = layer(
+            [f[images[i] : images[i] + 1] for f in features], boxes[i : i + 1], np.zeros(1, np.int32)
+        ).numpy()[0]
         np.testing.assert_allclose(together[i], single, atol=1e-6)
 
 
@@ -143,7 +147,9 @@ def test_unknown_sizes_in_a_functional_model():
     assert model.output.shape == (None, 5, 5, 4)
     features, some = random_pyramid(), random_boxes(6)
     index = np.array([0, 1, 0, 1, 1, 1], np.int32)
-    np.testing.assert_allclose(model([features, tf.constant(some), tf.constant(index)]), RoIAlign(5)(features, some, index), atol=1e-5)
+    np.testing.assert_allclose(
+        model([features, tf.constant(some), tf.constant(index)]), RoIAlign(5)(features, some, index), atol=1e-5
+    )
 
 
 def test_gradient_is_the_transpose_of_the_forward_pass():
