@@ -15,8 +15,9 @@ from mrcnn_tf.data.schema import Dataset, Example
 
 CLASS_NAMES = ("circle", "square", "triangle")
 _TRIES = 12
-_LEAST_VISIBLE = 0.4  # share of a shape that later shapes have to leave in sight
+_LEAST_VISIBLE = 0.5  # share of a shape that later shapes have to leave in sight
 _LEAST_CONTRAST = 90.0  # distance of a shape's colour from the background's, in RGB
+_LEAST_DIFFERENCE = 45.0  # the same between two shapes of an image
 _SQRT3 = 3.0**0.5
 
 
@@ -63,8 +64,8 @@ class ShapesDataset(Dataset):
         background = rng.uniform(0, 255, 3).astype(np.float32)
         classes, masks = self._place(rng)
         image = _background(rng, height, width, background)
-        for mask in masks:
-            image[mask] = _colour(rng, background)
+        for mask, colour in zip(masks, _colours(rng, background, len(masks))):
+            image[mask] = colour
         visible = _visible(masks)
         image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(4, 14))
         flat = np.asfortranarray(np.stack(visible, axis=-1) if visible else np.zeros((height, width, 0)), np.uint8)
@@ -137,8 +138,16 @@ def _background(rng: np.random.Generator, height: int, width: int, colour: np.nd
     return colour + down * slope[0] + right * slope[1]
 
 
-def _colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if np.linalg.norm(colour - background) >= _LEAST_CONTRAST:
-            return colour
+def _colours(rng: np.random.Generator, background: np.ndarray, count: int) -> list[np.ndarray]:
+    """Colours that can be told from the background and from each other (or, in the end, nearly so)."""
+    colours: list[np.ndarray] = []
+    for _ in range(count):
+        leeway = 1.0
+        while True:
+            colour = rng.uniform(0, 255, 3).astype(np.float32)
+            apart = all(np.linalg.norm(colour - other) >= leeway * _LEAST_DIFFERENCE for other in colours)
+            if apart and np.linalg.norm(colour - background) >= _LEAST_CONTRAST:
+                break
+            leeway *= 0.95
+        colours.append(colour)
+    return colours

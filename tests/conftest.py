@@ -1,0 +1,48 @@
+"""What all tests share: quiet TensorFlow, and the real data and recorded numbers where a machine has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _there(path: Path, what: str) -> Path:
+    if not path.exists():
+        pytest.skip(f"{what} is not on this machine (looked for {path.name}; MRCNN_TF_DATA names the data folder)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: `MRCNN_TF_DATA`, or shared/data beside the repository."""
+    return _there(Path(os.environ.get("MRCNN_TF_DATA", _SHARED / "data")), "real data")
+
+
+@pytest.fixture(scope="session")
+def coco_mini(data_dir) -> Path:
+    """The folder with a small part of COCO 2017: annotations/, train2017/, val2017/."""
+    return _there(data_dir / "coco_mini", "COCO-mini")
+
+
+@pytest.fixture(scope="session")
+def nuclei(data_dir) -> Path:
+    """The folder with the nuclei: instances_train.json, instances_val.json, train/, val/."""
+    return _there(data_dir / "nuclei", "the nuclei data set")
+
+
+@pytest.fixture(scope="session")
+def backbone_weights(data_dir) -> Path:
+    """The ImageNet weights of a ResNet-50 in the layout of Keras applications (.npz)."""
+    return _there(data_dir / "weights" / "resnet50_imagenet_keras_partial.npz", "the backbone's weights file")
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """The folder with numbers recorded from other implementations."""
+    return _there(_SHARED / "reference", "the folder of recorded numbers")
