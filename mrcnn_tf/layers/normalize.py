@@ -49,13 +49,16 @@ class Normalize(keras.layers.Layer):
         image = tf.cast(image, tf.float32)
         if self.channel_order == "bgr":
             image = tf.reverse(image, axis=[-1])
-        image = image - tf.constant(self.mean)
-        if set(self.std) != {1.0}:
-            image = image / tf.constant(self.std)
         shape = tf.shape(image)
+        # One long row of values instead of pixels of few channels, along which vector instructions have no hold.
+        rows = tf.reshape(image, [shape[0], shape[1], shape[2] * shape[3]])
+        rows = rows - tf.tile(tf.constant(self.mean), shape[2:3])
+        if set(self.std) != {1.0}:
+            rows = rows / tf.tile(tf.constant(self.std), shape[2:3])
         real_y = tf.range(shape[1])[None] < image_size[:, :1]
-        real_x = tf.range(shape[2])[None] < image_size[:, 1:]
-        image = tf.where(real_y[:, :, None, None] & real_x[:, None, :, None], image, 0.0)
+        real_x = tf.repeat(tf.range(shape[2])[None] < image_size[:, 1:], shape[3], axis=1)
+        rows = rows * tf.cast(real_y[:, :, None] & real_x[:, None, :], tf.float32)
+        image = tf.ensure_shape(tf.reshape(rows, shape), image.shape)
         missing = -shape[1:3] % self.size_divisor
         image = tf.pad(image, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
         return tf.cast(image, self.compute_dtype)
