@@ -18,7 +18,7 @@ import tensorflow as tf
 from mrcnn_tf import losses
 from mrcnn_tf.config import Config
 from mrcnn_tf.data.images import load_image
-from mrcnn_tf.data.transforms import pad_to_divisor, prepare_image
+from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.layers.anchors import Anchors
 from mrcnn_tf.layers.detection_targets import DetectionTargets
@@ -121,8 +121,8 @@ class MaskRCNN(keras.Model):
     def _update_logs(self, shares: dict, outputs: dict) -> dict:
         values = {name: _sum_over_replicas(share) for name, share in shares.items()}
         logs = {"loss": tf.add_n(list(values.values())), **values}
-        objects, found = tf.reduce_sum(outputs["object_count"]), tf.reduce_sum(outputs["found_count"])
-        logs["rpn_recall"] = _ratio(found, objects)
+        objects = tf.cast(outputs["gt_count"], tf.float32)
+        logs["rpn_recall"] = _ratio(tf.reduce_sum(outputs["recall"] * objects), tf.reduce_sum(objects))
         sampled = tf.reduce_sum(tf.cast(outputs["roi_classes"] >= 0, tf.float32))
         positive = tf.reduce_sum(tf.cast(outputs["roi_classes"] > 0, tf.float32))
         logs["positive_rois"] = _ratio(positive, sampled)
@@ -168,8 +168,8 @@ class MaskRCNN(keras.Model):
         config = self.config.input
         loaded = [load_image(image, config.channels) for image in images]
         prepared = [prepare_image(image, config, config.shorter_edge[-1]) for image in loaded]
-        size = np.max([tf.shape(image)[:2] for image, _ in prepared], axis=0)
-        padded = [pad_to_divisor(image, config.size_divisor, size) for image, _ in prepared]
+        height, width = np.max([image.shape[:2] for image, _ in prepared], axis=0)
+        padded = [tf.image.pad_to_bounding_box(image, 0, 0, height, width) for image, _ in prepared]
         batch = {"image": tf.stack(padded), "image_size": tf.stack([size for _, size in prepared])}
         return batch, np.array([image.shape[:2] for image in loaded])
 
@@ -191,6 +191,12 @@ class MaskRCNN(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+    def get_compile_config(self) -> dict:
+        return {"optimizer": keras.optimizers.serialize(self.optimizer)}
+
+    def compile_from_config(self, config: dict):
+        self.compile(keras.optimizers.deserialize(config["optimizer"]))
 
 
 def _training_inputs(data: dict, step) -> dict:
@@ -367,6 +373,6 @@ class _Stages:
             "mask_logits": self.mask_head(mask_features),
             "mask_targets": positives["targets"],
             "mask_classes": positives["classes"],
-            "object_count": sampled["object_count"],
-            "found_count": sampled["found_count"],
+            "recall": sampled["recall"],
+            "gt_count": sampled["gt_count"],
         }
