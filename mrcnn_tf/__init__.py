@@ -1,1 +1,43 @@
-"""Mask R-CNN for TensorFlow and Keras 3."""
+"""Mask R-CNN for TensorFlow and Keras 3: the public face of the package."""
+
+from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.data.coco import read_coco
+from mrcnn_tf.data.errors import DataError
+from mrcnn_tf.data.pipeline import evaluation_batches, training_batches
+from mrcnn_tf.data.schema import Dataset, Example
+from mrcnn_tf.data.shapes import shapes
+from mrcnn_tf.detections import Detections
+from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco
+from mrcnn_tf.evaluation.detect import detect
+from mrcnn_tf.export import export
+from mrcnn_tf.model import MaskRCNN
+from mrcnn_tf.presets import preset
+from mrcnn_tf.training.distribution import strategy
+from mrcnn_tf.training.run import train
+from mrcnn_tf.weights.keras_applications import load_backbone
+from mrcnn_tf.weights.report import WeightsError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "Detections",
+    "Evaluation",
+    "Example",
+    "MaskRCNN",
+    "WeightsError",
+    "detect",
+    "evaluate_coco",
+    "evaluation_batches",
+    "export",
+    "load_backbone",
+    "preset",
+    "read_coco",
+    "shapes",
+    "strategy",
+    "train",
+    "training_batches",
+]

@@ -20,6 +20,7 @@ from mrcnn_tf.config import Config
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.inference import inference_function
 from mrcnn_tf.layers.anchors import Anchors
 from mrcnn_tf.layers.detection_targets import DetectionTargets
 from mrcnn_tf.layers.detections import DetectBoxes, SelectMasks
@@ -148,10 +149,11 @@ class MaskRCNN(keras.Model):
         Raises:
             DataError: a file that is missing or no image, or an array of another number of channels.
         """
+        infer = inference_function(self)
         results: list[Detections] = []
         for start in range(0, len(images), batch_size):
             batch, sizes = self._prepare(images[start : start + batch_size])
-            outputs = {key: np.asarray(value) for key, value in self._run(batch).items()}
+            outputs = {key: np.asarray(value) for key, value in infer(batch).items()}
             results += Detections.from_batch(
                 outputs,
                 batch["image_size"].numpy(),
@@ -172,16 +174,6 @@ class MaskRCNN(keras.Model):
         padded = [tf.image.pad_to_bounding_box(image, 0, 0, height, width) for image, _ in prepared]
         batch = {"image": tf.stack(padded), "image_size": tf.stack([size for _, size in prepared])}
         return batch, np.array([image.shape[:2] for image in loaded])
-
-    def _run(self, batch: dict) -> dict:
-        if getattr(self, "_run_function", None) is None:
-            # One trace for all sizes: a new trace for every picture's size would take seconds each.
-            signature = {
-                "image": tf.TensorSpec([None, None, None, self.config.input.channels], tf.float32),
-                "image_size": tf.TensorSpec([None, 2], tf.int32),
-            }
-            self._run_function = tf.function(lambda data: self(data, training=False), input_signature=[signature])
-        return self._run_function(batch)
 
     # === Saving ===
 

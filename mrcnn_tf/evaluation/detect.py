@@ -5,20 +5,15 @@ Shape letters: B images, H W pixels of the network's input, C channels.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from mrcnn_tf.data.errors import clear_data_errors
 from mrcnn_tf.data.pipeline import evaluation_batches
 from mrcnn_tf.detections import Detections
-
-# One traced function per model, for as long as the model lives: tracing again at every evaluation takes seconds.
-_FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+from mrcnn_tf.inference import inference_function
 
 
 def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True) -> dict[int, Detections]:
@@ -44,7 +39,7 @@ def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True)
     if len(dataset.class_names) != model.config.num_classes:
         counts = f"the data set has {len(dataset.class_names)} classes, the model {model.config.num_classes}"
         raise ValueError(f"{counts}: evaluate on the data set that it was trained for")
-    infer = _inference(model)
+    infer = inference_function(model)
     threshold = model.config.detections.mask_threshold
     found: dict[int, Detections] = {}
     with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
@@ -56,15 +51,3 @@ def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True)
             found.update((image_id, result.compact()) for image_id, result in zip(ids, results, strict=True))
             bar.update(len(ids))
     return found
-
-
-def _inference(model: Any) -> Callable[[dict], dict]:
-    """The model's inference as one traced function for images of all sizes."""
-    if model not in _FUNCTIONS:
-        reference = weakref.ref(model)  # the function must not keep alive what it is filed under
-        signature = {
-            "image": tf.TensorSpec([None, None, None, model.config.input.channels], tf.float32),
-            "image_size": tf.TensorSpec([None, 2], tf.int32),
-        }
-        _FUNCTIONS[model] = tf.function(lambda inputs: reference()(inputs, training=False), input_signature=[signature])
-    return _FUNCTIONS[model]
