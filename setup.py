@@ -19,8 +19,6 @@ setup(
     install_requires=[
         f"tensorflow>={TENSORFLOW}",
         "keras>=3.12",
-        # TensorFlow writes its event files through this package and no longer brings it along.
-        f"tensorboard>={TENSORFLOW}",
         "numpy>=1.26",
         "pycocotools>=2.0.8",
         "scikit-image>=0.22",
@@ -32,6 +30,13 @@ setup(
         "gpu": [f"tensorflow[and-cuda]>={TENSORFLOW}"],
         "notebooks": ["jupyterlab", *NOTEBOOKS],
         # One version of ruff: what it calls well formatted changes between versions.
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff==0.17.6", *NOTEBOOKS],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff==0.17.6",
+            f"tensorboard>={TENSORFLOW}",
+            *NOTEBOOKS,
+        ],
     },
 )

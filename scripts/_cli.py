@@ -1,0 +1,147 @@
+"""What the command lines share: help that shows examples, `section.field=value`, errors in one line.
+
+TensorFlow is not imported here, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Told without importing the package; tests hold this list and `mrcnn_tf.presets` together.
+PRESETS = """presets:
+  mask_rcnn_r50_fpn    ResNet-50-FPN as in the paper, 800 pixels, 160,000 steps
+  mask_rcnn_r101_fpn   the same with ResNet-101
+  mask_rcnn_r34_fpn    the same with ResNet-34, for smaller machines
+  mask_rcnn_r18_fpn    the same with ResNet-18
+  nucleus              small, crowded objects in small images; one class, 400 steps
+  coco_mini            384 pixels, 500 steps: a handful of images learnt by heart
+  shapes               a small network for circles, squares and triangles, from nothing in minutes"""
+
+OVERRIDES = """values of the configuration:
+  Any number of section.field=value, for example
+    input.shorter_edge=640,800  detections.score_threshold=0.3  backbone.norm=group  data.flip=false
+  Every field stands with its default in mrcnn_tf/config.py and in the config.json of a training's folder."""
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+
+def make_parser(description: str, *notes: str) -> argparse.ArgumentParser:
+    """A parser whose help shows `description` and, at its end, the notes (examples first) as they are."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog="\n\n".join(notes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Takes `section.field=value` anywhere among the arguments, as `arguments.overrides`."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="a value of the configuration; see below"
+    )
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """`["input.shorter_edge=640,800", "backbone.norm=group"]` as {"input.shorter_edge": (640, 800), ...}.
+
+    Values are read as json, then as Python literals; what is neither is a string.
+
+    Raises:
+        UsageError: an argument without "=".
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"'{text}' is not understood; a value of the configuration is section.field=value")
+        values[name] = _parse_value(value)
+    return values
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a command and ends the program: 0 done, 1 failed, 2 wrong input (told in one line)."""
+    # TensorFlow's notes on the machine say nothing about the job.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mrcnn_tf").setLevel(logging.INFO)
+    try:
+        sys.exit(main() or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        print(f"error: {_text(error)}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an error that a user can do something about; None for any other."""
+    if isinstance(error, (UsageError, OSError)):
+        return 2
+    from mrcnn_tf.config import ConfigError
+    from mrcnn_tf.data.errors import DataError
+    from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError
+    from mrcnn_tf.weights.report import WeightsError
+
+    if isinstance(error, (ConfigError, DataError, WeightsError, CheckpointError, DistributionError)):
+        return 2
+    return 1 if isinstance(error, NonFiniteLossError) else None
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def read_dataset(path: str, images: str | None, skip_bad: bool, class_names: Sequence[str] | None = None) -> Any:
+    """A COCO json with its images, the classes in the order of `class_names`; tells what was skipped.
+
+    Raises:
+        UsageError: the folder of the images was not named.
+        DataError: what cannot be used.
+    """
+    import mrcnn_tf
+
+    if images is None:
+        raise UsageError(f"{path}: the folder of its images is needed as well")
+    dataset = mrcnn_tf.read_coco(path, images, skip_bad=skip_bad, class_names=class_names or None)
+    print(f"{path}: {len(dataset)} images, {len(dataset.class_names)} classes", flush=True)
+    return dataset
+
+
+def print_problems(*datasets: Any) -> None:
+    """Tells, at the end of a command, what was skipped of each data set."""
+    for dataset in datasets:
+        if dataset is not None and dataset.problems:
+            print(f"{dataset.name}: {dataset.problems.summary()}")
+
+
+def made(**things: Any) -> None:
+    """The closing lines of a command: what was made and where."""
+    print("made:")
+    width = max(map(len, things)) + 2
+    for name, place in things.items():
+        print(f"  {name.replace('_', ' '):{width}}{place}")

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Measures a trained model on annotated images: COCO's AP and AR of boxes and masks, over all and for each class."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import _cli
+
+EXAMPLES = """examples:
+  scripts/evaluate.py runs/first --data val.json --images val/
+  scripts/evaluate.py runs/first/model.keras --data val.json --images val/ --output results/
+  scripts/evaluate.py quickstart --shapes 100
+
+  crowded images, with more detections an image than COCO's 100:
+    scripts/evaluate.py runs/cells --data val.json --images val/ detections.max_per_image=300
+
+The output folder gets evaluation.json (all measures), results.json (COCO's results format, as the COCO server takes
+it), per_class.png, and pictures/ with ground truth beside prediction."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = _cli.make_parser(__doc__, EXAMPLES, _cli.OVERRIDES)
+    add = parser.add_argument
+    add("model", help="folder of a training (its best weights are taken), or a .keras file")
+    add("--data", metavar="JSON", help="annotations, COCO format")
+    add("--images", metavar="DIR", help="the folder of their images")
+    add("--shapes", type=int, metavar="N", help="evaluate on N drawn images of shapes instead")
+    add("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
+    add("--output", metavar="DIR", help="where the results go (default: 'evaluation' in the model's folder)")
+    add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    add("--max-detections", type=int, metavar="N", help="detections an image that count (default: the model's limit)")
+    add("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
+    _cli.add_overrides(parser)
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    overrides = _cli.parse_overrides(arguments.overrides)
+    if (arguments.data is None) == (arguments.shapes is None):
+        raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N")
+    import mrcnn_tf
+    from mrcnn_tf.reporting import evaluation_report
+    from mrcnn_tf.training.load import load_run
+
+    model = load_run(arguments.model, **overrides)
+    names = model.config.class_names
+    if arguments.shapes is not None:
+        dataset = mrcnn_tf.shapes(arguments.shapes, seed=1)
+    else:
+        dataset = _cli.read_dataset(arguments.data, arguments.images, arguments.skip_bad, names)
+    if len(dataset.class_names) != model.config.num_classes:
+        known = model.config.num_classes
+        raise _cli.UsageError(f"the model knows {known} classes, {dataset.name} has {len(dataset.class_names)}")
+    source = Path(arguments.model)
+    beside = (source if source.is_dir() else source.parent) / "evaluation"
+    output = Path(arguments.output or beside)
+    evaluation = evaluation_report(
+        model,
+        dataset,
+        output,
+        max_detections=arguments.max_detections,
+        batch_size=arguments.batch_size,
+        pictures=arguments.pictures,
+    )
+    print(evaluation.table())
+    _cli.print_problems(dataset)
+    _cli.made(measures=output / "evaluation.json", results=output / "results.json", pictures=output / "pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    _cli.run(main)

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Trains a Mask R-CNN on a COCO-format data set (or on drawn shapes) in a folder of its own.
+
+The folder gets the configuration, logs, TensorBoard files, checkpoints, pictures and, at the end, model.keras.
+A training that was stopped, in whatever way, goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import _cli
+
+EXAMPLES = """examples:
+  your own data, from ImageNet weights, evaluated while it trains:
+    scripts/train.py --preset mask_rcnn_r50_fpn --train train.json --train-images train/ \\
+        --val val.json --val-images val/ --backbone-weights resnet50.h5 --run-dir runs/first
+
+  shorter, with smaller images and a rate that fits (the rate belongs to 16 images a step and is scaled):
+    scripts/train.py --train train.json --train-images train/ --run-dir runs/short \\
+        input.shorter_edge=512 training.steps=5000 training.decay_steps=3500,4500
+
+  something to try it out with, without any data:
+    scripts/train.py --preset shapes --shapes 500 --run-dir runs/shapes training.steps=200
+
+  on two GPUs; from another training's weights:
+    scripts/train.py ... --devices 2
+    scripts/train.py ... --weights runs/first/best.weights.h5"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = _cli.make_parser(__doc__, EXAMPLES, _cli.PRESETS, _cli.OVERRIDES)
+    add = parser.add_argument
+    add("--run-dir", required=True, metavar="DIR", help="folder of this training (made if it is not there)")
+    add("--preset", metavar="NAME", help="named configuration, see below (default: mask_rcnn_r50_fpn)")
+    add("--config", metavar="FILE", help="a config.json in place of a preset")
+    data = parser.add_argument_group("data")
+    data.add_argument("--train", metavar="JSON", help="training annotations, COCO format")
+    data.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    data.add_argument("--val", metavar="JSON", help="validation annotations; without them nothing is evaluated")
+    data.add_argument("--val-images", metavar="DIR", help="the folder of their images")
+    data.add_argument("--shapes", type=int, metavar="N", help="train on N drawn images of shapes instead")
+    data.add_argument("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
+    start = parser.add_argument_group("where the training starts")
+    start.add_argument("--backbone-weights", metavar="FILE", help="ResNet of Keras applications (.h5, .npz)")
+    start.add_argument(
+        "--reinitialize",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="stages of the backbone to draw anew all the same: stem res2 res3 res4 res5",
+    )
+    start.add_argument("--weights", metavar="FILE", help="weights of a whole model (.weights.h5, .keras) to start from")
+    start.add_argument("--fresh", action="store_true", help="start anew; an earlier training is moved to earlier-1/")
+    run = parser.add_argument_group("how it runs")
+    run.add_argument("--devices", metavar="N", help="number of GPUs, 'auto' for all of them, or names: GPU:0,GPU:2")
+    run.add_argument(
+        "--batch-size", type=int, metavar="N", help="images a step over all devices (default: of the preset)"
+    )
+    run.add_argument("--val-losses", action="store_true", help="compute the losses on the validation images as well")
+    _cli.add_overrides(parser)
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    overrides = _cli.parse_overrides(arguments.overrides)
+    check(arguments)
+    import mrcnn_tf
+    from mrcnn_tf.reporting import evaluation_report
+    from mrcnn_tf.training.load import load_run
+
+    config = base_config(arguments)
+    train_set, val_set = datasets(arguments)
+    config = config.replace(class_names=(), num_classes=len(train_set.class_names))
+    config = config.replace(class_names=train_set.class_names).replace(**overrides)
+    result = mrcnn_tf.train(
+        config,
+        train_set,
+        val_set,
+        arguments.run_dir,
+        devices=arguments.devices,
+        batch_size=arguments.batch_size,
+        backbone_weights=arguments.backbone_weights,
+        reinitialize_stages=arguments.reinitialize,
+        initial_weights=arguments.weights,
+        resume=not arguments.fresh,
+        validation_losses=arguments.val_losses,
+    )
+    run_dir = Path(arguments.run_dir)
+    things = {
+        "model": run_dir / "model.keras",
+        "log": run_dir / "log.csv",
+        "curves": run_dir / "pictures" / "curves.png",
+    }
+    if val_set is not None:
+        # With the weights that `load_run` takes from the folder: the best ones, where some were kept.
+        model = load_run(run_dir) if result.best_step else result.model
+        print(evaluation_report(model, val_set, run_dir / "evaluation").table())
+        things["evaluation"] = run_dir / "evaluation"
+    _cli.print_problems(train_set, val_set)
+    print(f"trained for {result.steps} steps")
+    _cli.made(**things)
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses arguments that do not go together, before TensorFlow's slow start."""
+    if (arguments.train is None) == (arguments.shapes is None):
+        raise _cli.UsageError("give either --train JSON with --train-images DIR, or --shapes N")
+    if arguments.preset and arguments.config:
+        raise _cli.UsageError("give either --preset or --config")
+    if arguments.shapes is not None and arguments.shapes < 1:
+        raise _cli.UsageError(f"--shapes {arguments.shapes}: at least one image is needed")
+    if arguments.shapes is not None and arguments.val:
+        raise _cli.UsageError("--shapes draws its validation images itself; leave --val out")
+
+
+def base_config(arguments: argparse.Namespace):
+    import mrcnn_tf
+
+    if arguments.config is None:
+        return mrcnn_tf.preset(arguments.preset or "mask_rcnn_r50_fpn")
+    return mrcnn_tf.Config.from_json(Path(arguments.config).read_text(encoding="utf-8"))
+
+
+def datasets(arguments: argparse.Namespace) -> tuple:
+    """Training and validation images; the latter may be None."""
+    import mrcnn_tf
+
+    if arguments.shapes is not None:
+        return mrcnn_tf.shapes(arguments.shapes, seed=0), mrcnn_tf.shapes(max(20, arguments.shapes // 10), seed=1)
+    train_set = _cli.read_dataset(arguments.train, arguments.train_images, arguments.skip_bad)
+    if arguments.val is None:
+        return train_set, None
+    names = train_set.class_names
+    return train_set, _cli.read_dataset(arguments.val, arguments.val_images, arguments.skip_bad, names)
+
+
+if __name__ == "__main__":
+    _cli.run(main)

@@ -1,0 +1,59 @@
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from mrcnn_tf import presets
+from tests.support.commands import ROOT
+
+SCRIPTS = ("train", "evaluate", "predict", "export", "benchmark")
+
+
+@pytest.fixture(scope="module")
+def cli():
+    spec = importlib.util.spec_from_file_location("cli_under_test", ROOT / "scripts" / "_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_overrides_are_json_or_python_or_text(cli):
+    given = ["input.shorter_edge=640,800", "backbone.norm=group", "data.flip=false", "training.learning_rate=1e-3"]
+    given += ["anchors.sizes=[[8],[16],[32],[64],[128]]", "training.decay_steps=()", "class_names=('a', 'b')"]
+    assert cli.parse_overrides(given) == {
+        "input.shorter_edge": (640, 800),
+        "backbone.norm": "group",
+        "data.flip": False,
+        "training.learning_rate": 0.001,
+        "anchors.sizes": [[8], [16], [32], [64], [128]],
+        "training.decay_steps": (),
+        "class_names": ("a", "b"),
+    }
+
+
+def test_overrides_change_a_config(cli):
+    config = presets.preset("shapes").replace(**cli.parse_overrides(["input.shorter_edge=64,96", "box_head.fc=512"]))
+    assert config.input.shorter_edge == (64, 96)
+    assert config.box_head.fc == (512,)
+
+
+@pytest.mark.parametrize("text", ["shorter_edge", "=3", ""])
+def test_what_is_no_override_is_refused(cli, text):
+    with pytest.raises(cli.UsageError, match="section.field=value"):
+        cli.parse_overrides([text])
+
+
+def test_help_knows_every_preset(cli):
+    told = [line.split()[0] for line in cli.PRESETS.splitlines()[1:]]
+    assert sorted(told) == sorted(presets.names())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_at_once_and_shows_examples(script):
+    # -X importtime lists every module: TensorFlow would take seconds.
+    command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "examples:" in done.stdout and f"scripts/{script}.py" in done.stdout
+    assert "tensorflow" not in done.stderr
