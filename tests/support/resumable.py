@@ -1,4 +1,4 @@
-"""A small training in a folder, to be killed and started again: `resumable.py FOLDER HOW [HOW ...]`.
+"""A small training in a folder, to be killed and started again: `resumable.py FOLDER NAME:HOW ...`.
 
 HOW: "step-N" is killed in the midst of step N; "write-N" while it writes the checkpoint of step N; "evaluation-N"
 in the evaluation after step N; "term-N" gets a SIGTERM in step N; "on" goes on to the end. Each is a process of
@@ -94,12 +94,13 @@ def fork(folder: Path, how: str, output: Path) -> int:
         os._exit(status)
 
 
-def main(folder: str, *ways: str) -> None:
-    for number, how in enumerate(ways):
-        output = Path(f"{folder}-{number}.txt")
-        status = fork(Path(folder), how, output)
-        steps = [path.name for path in sorted(Path(folder, "checkpoints").glob("step_*"))]
-        rows = [line.split(",")[1] for line in Path(folder, "log.csv").read_text().splitlines()[1:]]
+def main(parent: str, *ways: str) -> None:
+    for number, way in enumerate(ways):
+        name, how = way.split(":")
+        folder, output = Path(parent) / name, Path(parent) / f"{number}.txt"
+        status = fork(folder, how, output)
+        steps = [path.name for path in sorted(folder.glob("checkpoints/step_*"))]
+        rows = [line.split(",")[1] for line in (folder / "log.csv").read_text().splitlines()[1:]]
         result = json.loads(output.with_suffix(".json").read_text()) if status == 0 else None
         print(
             json.dumps(
