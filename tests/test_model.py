@@ -199,9 +199,7 @@ def test_weights_stand_once_in_the_file(model, tmp_path):
 @pytest.mark.parametrize(("channels", "classes"), [(1, 1), (5, 90)])
 def test_other_channels_and_class_counts(channels, classes):
     means = (100.0,) * channels
-    config = tiny_config(
-        num_classes=classes, class_names=(), input={"channels": channels, "mean": means, "std": means}
-    )
+    config = tiny_config(num_classes=classes, class_names=(), input={"channels": channels, "mean": means, "std": means})
     model = MaskRCNN(config)
     calm(model)
     image = np.random.default_rng(0).uniform(0, 255, (70, 64, channels)).astype("float32")

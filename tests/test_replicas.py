@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
-replicas, norm, clip = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+replicas, norm, clip, side = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 8)
 from mrcnn_tf.model import MaskRCNN
@@ -26,7 +26,7 @@ def step(strategy):
         # With this optimiser the change of a weight is its gradient.
         model.compile(SGD(1.0, momentum=0.0, l2=0.0, clip_norm=clip))
     before = [weight.numpy() for weight in model.trainable_weights]
-    batch = random_batch(8, objects=3)
+    batch = random_batch(8, side, side, objects=3)
     # Uneven on purpose: one image without objects, one crowd, one of fewer real pixels.
     batch["classes"] = tf.tensor_scatter_nd_update(batch["classes"], [[1]], [[0, 0, 0]])
     batch["crowd"] = tf.tensor_scatter_nd_update(batch["crowd"], [[2, 0]], tf.constant([1], tf.uint8))
@@ -38,17 +38,25 @@ def step(strategy):
 
 one, names, logs = step(tf.distribute.get_strategy())
 many, _, many_logs = step(tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)]))
-worst = max((float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)), name) for a, b, name in zip(one, many, names))
+errors = [float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)) for a, b in zip(one, many)]
+worst = max(zip(errors, names))
 norms = float(np.sqrt(sum(np.sum(g**2) for g in one)))
 print(json.dumps({"worst": worst, "logs": logs, "many_logs": many_logs, "norm": norms, "count": len(one)}))
 """
 
 
 @pytest.mark.parametrize(
-    ("replicas", "norm", "clip"), [(8, "frozen", 0.0), (2, "sync_batch", 0.0), (4, "group", 0.5)]
+    ("replicas", "norm", "clip", "side"),
+    [
+        (8, "frozen", 0.0, 64),
+        # The statistics of a synchronised norm need more than the four cells that C5 has at 64 pixels: with so few,
+        # dividing by a small deviation blows the last digit of float32 up.
+        pytest.param(2, "sync_batch", 0.0, 128, marks=pytest.mark.slow),
+        pytest.param(4, "group", 0.5, 64, marks=pytest.mark.slow),
+    ],
 )
-def test_a_step_is_the_same_on_one_replica_and_on_many(replicas, norm, clip):
-    command = [sys.executable, "-c", SCRIPT, str(replicas), norm, str(clip)]
+def test_a_step_is_the_same_on_one_replica_and_on_many(replicas, norm, clip, side):
+    command = [sys.executable, "-c", SCRIPT, str(replicas), norm, str(clip), str(side)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
