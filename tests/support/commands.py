@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -64,3 +65,12 @@ def rectangle(number: int, image: int, category: int, x: float, y: float, width:
     polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
     record = {"id": number, "image_id": image, "category_id": category, "iscrowd": 0, "area": width * height}
     return {**record, "bbox": [x, y, width, height], "segmentation": [polygon]}
+
+
+def run_sample(path: str, *arguments: object) -> int:
+    """Runs samples/`path` with these arguments and gives its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "samples" / path), run_name="__main__")
+    return ended.value.code
