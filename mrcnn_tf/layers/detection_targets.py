@@ -17,6 +17,9 @@ from mrcnn_tf.layers.base import Float32Layer, spec
 # A region with this share of itself inside a crowd is no background; IoU at which recall counts an object as found.
 CROWD_COVER = 0.7
 RECALL_IOU = 0.5
+# Cells (in pixels) in which boxes are told apart for the random choice, and where the grid begins: off the lattice of
+# multiples of a stride, on which untrained proposals stand and the last digit would decide about the cell.
+KEY_CELL, KEY_OFFSET = 3.7, 0.31
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
@@ -24,7 +27,9 @@ class DetectionTargets(Float32Layer):
     """The RoIs that the branches are trained on, 1 object to 3 background (section 3.1, training).
 
     The ground truth boxes join the proposals. A RoI is positive at IoU >= `positive_iou` with an object, else
-    background, unless a crowd covers it. An image's sample depends on its proposals and its seed alone.
+    background, unless a crowd covers it. An image's sample depends on its proposals and its seed alone, not on the
+    batch, its padding or the replica; two proposals that change places, or one that comes or goes, leave the rest of
+    the sample as it is.
 
     Args:
         rois_per_image: R. positive_fraction: the share of positives, at most.
@@ -81,7 +86,7 @@ class DetectionTargets(Float32Layer):
         positive = real & (best >= self.positive_iou)
         negative = real & (best < self.positive_iou) & ~in_crowd
 
-        index, is_positive, is_sampled = self._sample(positive, negative, seed)
+        index, is_positive, is_sampled = self._sample(candidates, positive, negative, seed)
         rois = tf.where(is_sampled[..., None], tf.gather(candidates, index, batch_dims=1), 0.0)
         nearest = tf.argmax(overlap, axis=-1, output_type=tf.int32)
         matched = tf.where(is_positive, tf.gather(nearest, index, batch_dims=1), 0)
@@ -99,15 +104,12 @@ class DetectionTargets(Float32Layer):
         }
         return {name: tf.stop_gradient(value) for name, value in targets.items()}
 
-    def _sample(self, positive, negative, seed):
+    def _sample(self, candidates, positive, negative, seed):
         """Index of the candidate in each of the R slots, whether it is positive, whether the slot is filled: [B, R]."""
         slots = self.rois_per_image
-        batch, number = tf.unstack(tf.shape(positive))
-        short = tf.maximum(slots - number, 0)
-        positive, negative = (tf.pad(mask, [[0, 0], [0, short]]) for mask in (positive, negative))
-        # A candidate's key is its place, which neither the batch nor the padding of the ground truth changes.
-        keys = tf.broadcast_to(tf.range(number + short)[None, :, None], [batch, number + short, 1])
-        noise = matching.uniform_noise(seed, keys)
+        noise = matching.uniform_noise(seed, tf.cast(tf.floor(candidates / KEY_CELL + KEY_OFFSET), tf.int32))
+        short = tf.maximum(slots - tf.shape(noise)[1], 0)
+        noise, positive, negative = (tf.pad(values, [[0, 0], [0, short]]) for values in (noise, positive, negative))
         quota = self.positives_per_image
         value, positive_index = tf.math.top_k(tf.where(positive, noise, -1.0), k=quota)
         positives = tf.reduce_sum(tf.cast(value >= 0.0, tf.int32), axis=-1, keepdims=True)

@@ -133,12 +133,38 @@ def test_sample_depends_on_the_image_and_its_seed_alone():
     assert (other["rois"] != alone["rois"]).any()
 
 
+def test_order_and_number_of_proposals_leave_the_rest_of_the_sample():
+    layer, proposals = DetectionTargets(32, 0.25), random_boxes(120, 3)
+    boxes = proposals[:4] + 2
+
+    def sample(some):
+        targets = call(layer, some, boxes, [1, 2, 3, 4])
+        return {(*roi, int(k)) for roi, k in zip(targets["rois"].tolist(), targets["classes"])}
+
+    whole = sample(proposals)
+    assert sample(proposals[::-1]) == whole
+    # Each proposal that goes takes at most its own place away; a hair's breadth moves nobody out.
+    for gone in range(10, 40, 4):
+        assert len(whole - sample(np.delete(proposals, gone, axis=0))) <= 1
+    moved = {tuple(np.round(row, 2)) for row in sample(proposals + np.float32(1e-4))}
+    assert moved == {tuple(np.round(row, 2)) for row in sample(proposals + np.float32(2e-4))}
+
+
 def test_every_candidate_gets_its_turn():
-    proposals = random_boxes(40, 1) + 300
-    layer, seen = DetectionTargets(10), set()
-    for step in range(40):
-        seen |= {tuple(roi) for roi in call(layer, proposals, [[0, 0, 0, 0]], [0], seed=(1, step))["rois"].tolist()}
-    assert len(seen) == 40
+    proposals, steps = random_boxes(40, 1) + 300, 60
+    seeds = np.stack([np.ones(steps), np.arange(steps)], axis=1).astype(np.int32)
+    targets = DetectionTargets(10)(
+        np.tile(proposals, (steps, 1, 1)),
+        np.ones((steps, 40), np.float32),
+        np.zeros((steps, 1, 4), np.float32),
+        np.zeros((steps, 1), np.int32),
+        np.zeros((steps, 1), np.uint8),
+        seeds,
+    )
+    rois, counts = np.unique(targets["rois"].numpy().reshape(-1, 4), axis=0, return_counts=True)
+    # 600 draws of 40 boxes: 15 each with a standard deviation of 3.4.
+    assert len(rois) == 40 and counts.sum() == 600
+    assert counts.min() > 2 and counts.max() < 32
 
 
 def test_unknown_sizes_in_a_functional_model():
