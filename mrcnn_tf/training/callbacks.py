@@ -135,9 +135,11 @@ class GracefulStop(keras.callbacks.Callback):
             raise self._interruption()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._nothing_to_save = True
         if self._received is not None:
+            if not self.checkpoint.is_saved:
+                self.checkpoint.save_epoch(epoch, logs)
             raise self._interruption()
+        self._nothing_to_save = self.checkpoint.is_saved
 
 
 def _say(text: str) -> None:

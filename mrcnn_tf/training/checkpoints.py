@@ -29,6 +29,7 @@ logger = logging.getLogger("mrcnn_tf")
 
 FORMAT_VERSION = 1
 UNFINISHED = ".unfinished-"
+WORTH_SAVING = 0.5  # seconds that a checkpoint may take without anyone minding
 READ_ERRORS = (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # ValueError: broken json or array
 
 
@@ -127,7 +128,8 @@ class CheckpointStore:
 def variable_groups(model: keras.Model) -> dict[str, list]:
     """Everything that a training step changes."""
     if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
     return {
         "model": list(model.variables),
         "optimizer": list(model.optimizer.variables),
@@ -176,18 +178,30 @@ def _plain(path: str) -> str:
 class Checkpoint(keras.callbacks.Callback):
     """Saves at the end of every epoch, and every `every_steps` steps if that is not 0.
 
-    An epoch's checkpoint is written before the evaluation, with a note that it is still to come; should
-    the process end there, `pending` gives the epoch whose end is to be gone through again.
+    Epochs so short that saving would take more than a twentieth of the time are passed over, save those
+    with an evaluation and the last. An epoch's checkpoint is written before its evaluation, with a note
+    that this is still to come; should the process end there, `pending` gives the epoch whose end is to be gone
+    through again.
 
     Args:
         store: where to.
         progress: shared with the other callbacks.
         identity: see `identity.run_identity`; kept with the checkpoint, and compared on `restore`.
         every_steps: 0 saves at epoch ends only.
+        evaluated: says whether an epoch (from 0) will be evaluated.
     """
 
-    def __init__(self, store: CheckpointStore, progress: Progress, identity: dict, every_steps: int = 0):
+    def __init__(
+        self,
+        store: CheckpointStore,
+        progress: Progress,
+        identity: dict,
+        every_steps: int = 0,
+        evaluated: Callable[[int], bool] = lambda epoch: False,
+    ):
         super().__init__()
+        self.evaluated = evaluated
+        self._saved_at, self._seconds = -math.inf, 0.0
         self.store = store
         self.progress = progress
         self.identity = identity
@@ -235,13 +249,30 @@ class Checkpoint(keras.callbacks.Callback):
             )
         self.pending = pending
         path = self.store.write(self.progress.step, arrays, self._state())
-        self.progress.paused += time.perf_counter() - started
+        self._saved_at = time.perf_counter()
+        self._seconds = self._saved_at - started
+        self.progress.paused += self._seconds
         return path
 
+    def save_epoch(self, epoch: int, logs: dict | None) -> Path:
+        """Writes a checkpoint of an epoch whose end is still to be dealt with; raises as `save`."""
+        return self.save({"epoch": epoch, "logs": {name: float(value) for name, value in (logs or {}).items()}})
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint of this very step."""
+        return self.store.path(self.progress.step).exists()
+
     def close_epoch(self) -> None:
-        """Notes in the newest checkpoint that the epoch's end has been dealt with."""
+        """Notes in the epoch's checkpoint that its end has been dealt with."""
         self.pending = None
-        self.store.write_state(self.progress.step, self._state())
+        if self.is_saved:
+            self.store.write_state(self.progress.step, self._state())
+
+    def _is_too_soon(self, epoch: int) -> bool:
+        if self._seconds < WORTH_SAVING or self.progress.step >= self.progress.total_steps or self.evaluated(epoch):
+            return False
+        return time.perf_counter() - self._saved_at < 20 * self._seconds
 
     def _state(self) -> dict:
         best = self.progress.best_ap
@@ -269,7 +300,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.save()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.save({"epoch": epoch, "logs": {name: float(value) for name, value in (logs or {}).items()}})
+        if not self._is_too_soon(epoch):
+            self.save_epoch(epoch, logs)
 
 
 class CloseEpoch(keras.callbacks.Callback):

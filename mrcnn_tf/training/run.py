@@ -22,7 +22,7 @@ from mrcnn_tf.training.checkpoints import UNFINISHED, Checkpoint, CheckpointStor
 from mrcnn_tf.training.distribution import global_batch_size, strategy
 from mrcnn_tf.training.identity import run_identity
 from mrcnn_tf.training.progress import Progress, fit_steps
-from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure
+from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure, is_due
 from mrcnn_tf.weights.files import load_weights
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsReport
@@ -255,6 +255,7 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
             )
         measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
         measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
+        run.checkpoint.evaluated = lambda epoch: is_due(progress, epoch, training.evaluate_every)
         run.log.columns = list(CocoEvaluation.COLUMNS)
     curves = logs.Curves(run.log, run.steps, run.run_dir / "pictures" / "curves.png")
     run.at_epoch_end = [*measured, run.log, run.board, curves, *shown, CloseEpoch(run.checkpoint)]

@@ -40,6 +40,7 @@ class StandIn(keras.Model):
         return {"loss": tf.reduce_mean(tf.square(outputs - data["y"])), "size": tf.reduce_mean(tf.square(outputs))}
 
     def _logs(self, values):
+        values = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
         for tracker in self.trackers:
             tracker.update_state(values[tracker.name])
         return values
@@ -58,6 +59,7 @@ def stand_in(config, seed: int = 0, global_batch: int = 2) -> StandIn:
     model = StandIn()
     model.config = config
     model.compile(optimizer=make_optimizer(config.training, global_batch))
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

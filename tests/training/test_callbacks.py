@@ -115,6 +115,15 @@ def test_a_signal_during_an_evaluation_ends_it_at_once(tmp_path):
     assert error.step == 4 and saved == ["step_00000004"] and checkpoint.pending["epoch"] == 0
 
 
+def test_a_signal_at_the_end_of_an_epoch_that_was_not_saved_saves_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "_is_too_soon", lambda self, epoch: True)
+    error, saved, checkpoint = stopped(tmp_path, At(lambda: os.kill(os.getpid(), signal.SIGTERM), step=8))
+    assert error.step == 8 and saved == ["step_00000008"] and checkpoint.pending["epoch"] == 1
+    # After such an epoch there is something to save: the next step is finished first.
+    error, saved, checkpoint = stopped(tmp_path / "b", At(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=0))
+    assert error.step == 5 and saved == ["step_00000005"] and checkpoint.pending is None
+
+
 def test_a_second_signal_acts_as_usual(tmp_path):
     progress = Progress(12, 4)
     checkpoint = checkpoint_of(tmp_path, progress)

@@ -92,6 +92,31 @@ def test_an_epoch_end_is_pending_until_it_is_closed(tmp_path):
     assert restored(tmp_path)[1].pending is None
 
 
+def test_short_epochs_are_not_all_saved(tmp_path, monkeypatch):
+    """Saving takes 2 seconds, an epoch 15: after a checkpoint, the next within 40 seconds are passed over."""
+    model, progress = stand_in(tiny_config()), Progress(24, 4)
+    checkpoint = Checkpoint(CheckpointStore(tmp_path, keep=9), progress, identity(), evaluated=lambda epoch: epoch == 1)
+    checkpoint.set_model(model)
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: now[0])
+    write = CheckpointStore.write
+
+    def slow(*arguments):
+        now[0] += 2.0
+        return write(*arguments)
+
+    monkeypatch.setattr(CheckpointStore, "write", slow)
+    for epoch in range(6):
+        now[0] += 15.0
+        progress.step = 4 * (epoch + 1)
+        checkpoint.on_epoch_end(epoch, {"loss": 1.0})
+        saved = checkpoint.is_saved
+        checkpoint.close_epoch()
+        assert checkpoint.is_saved == saved
+    # The first; the second is evaluated; the fifth comes 45 seconds after that; the sixth is the last.
+    assert [int(path.name[-2:]) // 4 for path in checkpoint.store.paths()] == [1, 2, 5, 6]
+
+
 def test_no_checkpoint_restores_nothing(tmp_path):
     model, checkpoint, path = restored(tmp_path / "nothing")
     assert path is None and checkpoint.progress.step == 0 and math.isnan(checkpoint.progress.best_ap)
