@@ -321,7 +321,7 @@ class _Stages:
         masks = SelectMasks(name="select_masks")(mask_logits, FlattenRoIs()(classes)[0])
         self.tensors["proposals"] = ([logits, deltas, anchors, size], rois)
         self.tensors["box_align"] = ([features[:4], rois], box_features)
-        self.tensors["box_head"] = (box_features, [class_logits, box_deltas])
+        self.tensors["box_head"] = ([box_features, rois], scored)
         self.tensors["detections"] = ([*scored, rois, size], [boxes, classes, scores])
         self.tensors["mask_align"] = ([features[:4], boxes], mask_features)
         self.tensors["mask_head"] = (mask_features, mask_logits)

@@ -218,7 +218,8 @@ def arithmetic(graph, config, batch: int) -> float:
         output = operation.outputs[0].shape.as_list()
         weights = operation.inputs[1].shape.as_list()
         if output[0] is None:
-            rois = config.detections.max_per_image if "mask_" in operation.name else config.rpn.post_nms_test
+            in_mask_branch = any(f"/mask_{layer}" in operation.name for layer in ("conv", "deconv", "logits"))
+            rois = config.detections.max_per_image if in_mask_branch else config.rpn.post_nms_test
             output[0] = batch * rois
         if None in output or None in weights:
             raise SystemExit(f"error: the shape of {operation.name} is not known: {output}, {weights}")
