@@ -304,7 +304,7 @@ class _Stages:
             self.tensors["normalize"] = ([inputs["image"], inputs["image_size"]], image)
             self.tensors["backbone"] = (image, maps)
             self.tensors["fpn"] = (maps, features)
-            self.tensors["rpn"] = (features, [logits, deltas])
+            self.tensors["rpn"] = (features, [logits, deltas, anchors])
         return self._shared
 
     def inference(self, inputs: dict) -> dict:
