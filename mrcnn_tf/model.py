@@ -34,7 +34,7 @@ from mrcnn_tf.networks.fpn import STRIDES, fpn
 from mrcnn_tf.networks.mask_head import MaskHead
 from mrcnn_tf.networks.resnet import resnet
 from mrcnn_tf.networks.rpn import RPNHead
-from mrcnn_tf.training.optimizer import make_optimizer
+from mrcnn_tf.optimizer import make_optimizer
 
 LOSSES = ("rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss", "mask_loss")
 LOGS = ("loss", *LOSSES, "rpn_recall", "positive_rois")

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from mrcnn_tf.model import LOGS, LOSSES, MaskRCNN
 from mrcnn_tf.presets import preset
-from mrcnn_tf.training.optimizer import SGD
+from mrcnn_tf.optimizer import SGD
 from tests.support.tiny import calm, random_batch, tiny_config
 
 

@@ -15,7 +15,7 @@ replicas, norm, clip, side = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 8)
 from mrcnn_tf.model import MaskRCNN
-from mrcnn_tf.training.optimizer import SGD
+from mrcnn_tf.optimizer import SGD
 from tests.support.tiny import calm, random_batch, tiny_config
 
 def step(strategy):

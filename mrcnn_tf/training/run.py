@@ -16,6 +16,7 @@ import tensorflow as tf
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.errors import clear_data_errors
 from mrcnn_tf.data.pipeline import BatchPlan, evaluation_batches, training_batches
+from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.training import logs
 from mrcnn_tf.training.callbacks import GracefulStop, StopOnNonFinite, Throughput
 from mrcnn_tf.training.checkpoints import UNFINISHED, Checkpoint, CheckpointStore, CloseEpoch, write_atomically
@@ -212,9 +213,6 @@ def _clean(run_dir: Path) -> None:
 
 
 def _build(config: Config, chosen: tf.distribute.Strategy, batch: int) -> keras.Model:
-    # Imported here because the model's default optimiser is in this package.
-    from mrcnn_tf.model import MaskRCNN
-
     keras.utils.set_random_seed(config.training.seed)
     with chosen.scope():
         model = MaskRCNN(config)

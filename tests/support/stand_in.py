@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mrcnn_tf.training.optimizer import make_optimizer
+from mrcnn_tf.optimizer import make_optimizer
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.config import TrainingConfig
-from mrcnn_tf.training.optimizer import SGD, make_optimizer
+from mrcnn_tf.optimizer import SGD, make_optimizer
 
 
 def variables():

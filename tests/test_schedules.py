@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.config import TrainingConfig
-from mrcnn_tf.training.schedules import WarmupStepDecay, scaled_learning_rate
+from mrcnn_tf.schedules import WarmupStepDecay, scaled_learning_rate
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import TrainingConfig
-from mrcnn_tf.training.schedules import WarmupStepDecay, scaled_learning_rate
+from mrcnn_tf.schedules import WarmupStepDecay, scaled_learning_rate
 
 NOT_DECAYED = ("bias", "gamma", "beta")
 
