@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.model import LOGS, LOSSES, MaskRCNN
-from mrcnn_tf.presets import preset
 from mrcnn_tf.optimizer import SGD
+from mrcnn_tf.presets import preset
 from tests.support.tiny import calm, random_batch, tiny_config
 
 
