@@ -1,8 +1,10 @@
 """Mask R-CNN for TensorFlow and Keras 3: the public face of the package."""
 
+from mrcnn_tf import presets, visualize
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.coco import read_coco
-from mrcnn_tf.data.errors import DataError
+from mrcnn_tf.data.errors import DataError, Problems
+from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.pipeline import evaluation_batches, training_batches
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.data.shapes import shapes
@@ -12,32 +14,46 @@ from mrcnn_tf.evaluation.detect import detect
 from mrcnn_tf.export import export
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
+from mrcnn_tf.reporting import evaluation_report
 from mrcnn_tf.training.distribution import strategy
-from mrcnn_tf.training.run import train
+from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError, TrainingInterrupted
+from mrcnn_tf.training.load import load_run as load
+from mrcnn_tf.training.run import TrainingResult, train
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "Config",
     "ConfigError",
     "DataError",
     "Dataset",
     "Detections",
+    "DistributionError",
     "Evaluation",
     "Example",
     "MaskRCNN",
+    "NonFiniteLossError",
+    "Problems",
+    "TrainingInterrupted",
+    "TrainingResult",
     "WeightsError",
     "detect",
     "evaluate_coco",
     "evaluation_batches",
+    "evaluation_report",
     "export",
+    "load",
     "load_backbone",
+    "load_image",
     "preset",
+    "presets",
     "read_coco",
     "shapes",
     "strategy",
     "train",
     "training_batches",
+    "visualize",
 ]

@@ -100,10 +100,7 @@ def _status(error: Exception) -> int | None:
     """The exit status of an error that a user can do something about; None for any other."""
     if isinstance(error, (UsageError, OSError)):
         return 2
-    from mrcnn_tf.config import ConfigError
-    from mrcnn_tf.data.errors import DataError
-    from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError
-    from mrcnn_tf.weights.report import WeightsError
+    from mrcnn_tf import CheckpointError, ConfigError, DataError, DistributionError, NonFiniteLossError, WeightsError
 
     if isinstance(error, (ConfigError, DataError, WeightsError, CheckpointError, DistributionError)):
         return 2

@@ -42,10 +42,8 @@ def main() -> int:
     if (arguments.data is None) == (arguments.shapes is None):
         raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N")
     import mrcnn_tf
-    from mrcnn_tf.reporting import evaluation_report
-    from mrcnn_tf.training.load import load_run
 
-    model = load_run(arguments.model, **overrides)
+    model = mrcnn_tf.load(arguments.model, **overrides)
     names = model.config.class_names
     if arguments.shapes is not None:
         dataset = mrcnn_tf.shapes(arguments.shapes, seed=1)
@@ -57,7 +55,7 @@ def main() -> int:
     source = Path(arguments.model)
     beside = (source if source.is_dir() else source.parent) / "evaluation"
     output = Path(arguments.output or beside)
-    evaluation = evaluation_report(
+    evaluation = mrcnn_tf.evaluation_report(
         model,
         dataset,
         output,

@@ -38,9 +38,8 @@ def main() -> int:
     arguments = parse_arguments()
     overrides = _cli.parse_overrides(arguments.overrides)
     import mrcnn_tf
-    from mrcnn_tf.training.load import load_run
 
-    model = load_run(arguments.model, **overrides)
+    model = mrcnn_tf.load(arguments.model, **overrides)
     path = mrcnn_tf.export(model, arguments.path, paste_masks=arguments.paste_masks)
     _cli.made(savedmodel=path)
     print(HOW_TO_USE.format(path=path))

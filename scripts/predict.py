@@ -48,12 +48,11 @@ def main() -> int:
         raise _cli.UsageError(f"--score {arguments.score}: should be in 0 to 1")
     paths = image_paths(arguments.images)
     import mrcnn_tf
-    from mrcnn_tf.data import Problems
-    from mrcnn_tf.training.load import load_run
+    from mrcnn_tf import Problems
 
     # The network is asked for what is wanted, so that nothing is found in vain or hidden by its own threshold.
     overrides.setdefault("detections.score_threshold", min(arguments.score, 0.999))
-    model = load_run(arguments.model, **overrides)
+    model = mrcnn_tf.load(arguments.model, **overrides)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     names = model.config.class_names or [f"class {number}" for number in range(1, model.config.num_classes + 1)]
@@ -130,8 +129,7 @@ def add_to_coco(coco: dict, path: Path, detections) -> None:
 
 def draw(model, path: Path, detections, name: Path) -> None:
     """Writes the picture of one image with its objects."""
-    from mrcnn_tf import visualize
-    from mrcnn_tf.data import load_image
+    from mrcnn_tf import load_image, visualize
 
     image = load_image(path, model.config.input.channels)
     visualize.save(visualize.draw_detections(image, detections), name)

@@ -68,8 +68,6 @@ def main() -> int:
     overrides = _cli.parse_overrides(arguments.overrides)
     check(arguments)
     import mrcnn_tf
-    from mrcnn_tf.reporting import evaluation_report
-    from mrcnn_tf.training.load import load_run
 
     config = base_config(arguments)
     train_set, val_set = datasets(arguments)
@@ -96,8 +94,8 @@ def main() -> int:
     }
     if val_set is not None:
         # With the weights that `load_run` takes from the folder: the best ones, where some were kept.
-        model = load_run(run_dir) if result.best_step else result.model
-        print(evaluation_report(model, val_set, run_dir / "evaluation").table())
+        model = mrcnn_tf.load(run_dir) if result.best_step else result.model
+        print(mrcnn_tf.evaluation_report(model, val_set, run_dir / "evaluation").table())
         things["evaluation"] = run_dir / "evaluation"
     _cli.print_problems(train_set, val_set)
     print(f"trained for {result.steps} steps")

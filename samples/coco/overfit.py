@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import mrcnn_tf
-from mrcnn_tf.reporting import evaluation_report
 
 DATA = """the data:
   --data is a folder with annotations/instances_train2017.json and instances_val2017.json and the folders train2017/ and
@@ -79,8 +78,8 @@ def main() -> int:
     )
     seconds = time.perf_counter() - started
 
-    learnt = evaluation_report(result.model, train_set, run_dir / "evaluation-train")
-    others = evaluation_report(result.model, val_set, run_dir / "evaluation-val")
+    learnt = mrcnn_tf.evaluation_report(result.model, train_set, run_dir / "evaluation-train")
+    others = mrcnn_tf.evaluation_report(result.model, val_set, run_dir / "evaluation-val")
     print(learnt.table(classes=False))
     print(others.table(classes=False))
     print(f"training: {result.steps - result.resumed_from} steps in {seconds:.0f} s")

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import mrcnn_tf
-from mrcnn_tf.reporting import evaluation_report
 
 DATA = """the data:
   --data is a folder with instances_train.json and instances_val.json (COCO format, one category) and the folders
@@ -78,7 +77,9 @@ def main() -> int:
     )
     seconds = time.perf_counter() - started
 
-    evaluation = evaluation_report(result.model, val_set, run_dir / "evaluation", max_detections=200, picture_score=0.5)
+    evaluation = mrcnn_tf.evaluation_report(
+        result.model, val_set, run_dir / "evaluation", max_detections=200, picture_score=0.5
+    )
     print(evaluation.table())
     print(f"training: {result.steps - result.resumed_from} steps in {seconds:.0f} s")
     names = [f"{kind}/{name}" for kind in ("mask", "box") for name in ("AP", "AP50", "AP75")]

@@ -18,7 +18,6 @@ from PIL import Image
 
 import mrcnn_tf
 from mrcnn_tf import visualize
-from mrcnn_tf.reporting import evaluation_report
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +58,7 @@ def main() -> int:
         print(f"{result.steps - result.resumed_from} training steps took {seconds:.0f} s")
 
     held_out = mrcnn_tf.shapes(arguments.images, seed=1)
-    evaluation = evaluation_report(result.model, held_out, run_dir / "evaluation", pictures=6)
+    evaluation = mrcnn_tf.evaluation_report(result.model, held_out, run_dir / "evaluation", pictures=6)
     print(evaluation.table())
 
     pictures = [np.asarray(Image.open(path)) for path in sorted((run_dir / "evaluation" / "pictures").iterdir())]
