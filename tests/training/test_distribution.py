@@ -10,7 +10,7 @@ from mrcnn_tf.training.errors import DistributionError
 
 
 def _run(code):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("devices", [None, 1, "1"])

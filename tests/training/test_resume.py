@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(folder, *ways):
     command = [sys.executable, "-m", "tests.support.resumable", str(folder), *ways]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"status"')]
     assert len(outcomes) == len(ways) and outcomes[-1]["status"] == 0, done.stderr + str(outcomes)
     return outcomes
