@@ -50,8 +50,10 @@ create_environment() {
     local log="$1"
     if "$PYTHON" -m venv "$VENV" >"$log" 2>&1 && "$VENV/bin/python" -m pip --version >>"$log" 2>&1; then return; fi
     rm -rf "$VENV"
+    # --target is known to every pip and allowed where the system's own packages are protected.
     if "$PYTHON" -m venv --without-pip "$VENV" >>"$log" 2>&1 &&
-        "$PYTHON" -m pip --python "$VENV/bin/python" install -q pip >>"$log" 2>&1; then return; fi
+        "$PYTHON" -m pip install -q --target "$("$VENV/bin/python" -c 'import site; print(site.getsitepackages()[0])')" \
+            pip >>"$log" 2>&1; then return; fi
     rm -rf "$VENV"
     cat "$log" >&2
     fail "$PYTHON could not make a virtual environment (its own words stand above)." \

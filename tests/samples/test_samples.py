@@ -44,6 +44,13 @@ def test_samples_say_what_is_missing(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_shapes_reach_their_measures(tmp_path):
+    assert run_sample("shapes/shapes.py", "--run-dir", tmp_path, "--minimum-ap50", 0.8) == 0
+    reached = metrics(tmp_path / "evaluation")
+    assert reached["box/AP50"] >= 0.8 and reached["mask/AP50"] >= 0.8
+
+
+@pytest.mark.slow
 def test_nucleus_reaches_its_measures(nuclei, backbone_weights, tmp_path):
     arguments = ["--data", nuclei, "--weights", backbone_weights, "--run-dir", tmp_path]
     assert run_sample("nucleus/nucleus.py", *arguments) == 0
