@@ -93,7 +93,7 @@ def main() -> int:
         "curves": run_dir / "pictures" / "curves.png",
     }
     if val_set is not None:
-        # With the weights that `load_run` takes from the folder: the best ones, where some were kept.
+        # With the weights that `mrcnn_tf.load` takes from the folder: the best ones, where some were kept.
         model = mrcnn_tf.load(run_dir) if result.best_step else result.model
         print(mrcnn_tf.evaluation_report(model, val_set, run_dir / "evaluation").table())
         things["evaluation"] = run_dir / "evaluation"

@@ -9,13 +9,14 @@ from typing import Any
 import keras
 
 from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.weights.files import load_weights
 from mrcnn_tf.weights.report import WeightsError
 
 BEST, LAST, CONFIG = "best.weights.h5", "model.keras", "config.json"
 
 
-def load_run(path: str | os.PathLike, **changes: Any) -> keras.Model:
+def load_run(path: str | os.PathLike, **changes: Any) -> MaskRCNN:
     """The model of a training, ready to evaluate, predict, export or train on.
 
     Args:
@@ -39,7 +40,7 @@ def load_run(path: str | os.PathLike, **changes: Any) -> keras.Model:
     config_path = path.with_name(CONFIG)
     if path.suffix != ".h5" or not config_path.is_file():
         raise WeightsError(f"{path}: a training's folder, a .keras file or weights (.h5) beside a {CONFIG} is needed")
-    model = _build(Config.from_json(config_path.read_text(encoding="utf-8")).replace(**changes))
+    model = MaskRCNN(Config.from_json(config_path.read_text(encoding="utf-8")).replace(**changes))
     load_weights(model, path)
     return model
 
@@ -55,9 +56,7 @@ def _file_of_run(folder: Path) -> Path:
     raise WeightsError(f"{folder}: holds neither {BEST} nor {LAST}; {remedy}")
 
 
-def _load_keras(path: Path) -> keras.Model:
-    from mrcnn_tf.model import MaskRCNN
-
+def _load_keras(path: Path) -> MaskRCNN:
     try:
         model = keras.saving.load_model(path)
     except Exception as error:  # what is wrong with a file comes in a dozen classes
@@ -68,17 +67,10 @@ def _load_keras(path: Path) -> keras.Model:
     return model
 
 
-def _changed(model: keras.Model, changes: dict[str, Any]) -> keras.Model:
+def _changed(model: MaskRCNN, changes: dict[str, Any]) -> MaskRCNN:
     """The model with other settings and the same weights."""
-    changed = _build(model.config.replace(**changes))
+    changed = MaskRCNN(model.config.replace(**changes))
     if [weight.shape for weight in changed.weights] != [weight.shape for weight in model.weights]:
         raise ConfigError(f"the weights do not fit any more after changing {', '.join(changes)}")
     changed.set_weights(model.get_weights())
     return changed
-
-
-def _build(config: Config) -> keras.Model:
-    # Imported here because the model's default optimiser is in this package.
-    from mrcnn_tf.model import MaskRCNN
-
-    return MaskRCNN(config)
