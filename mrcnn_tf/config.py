@@ -77,7 +77,7 @@ class BackboneConfig:
         _check(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
         _check(self.stride_in in ("1x1", "3x3"), self, "stride_in", "'1x1' or '3x3'")
         _check(0 <= self.frozen_stages <= 5, self, "frozen_stages", "0 (none) to 5 (all stages)")
-        _check(self.norm_epsilon > 0, self, "norm_epsilon", "positive")
+        _check(self.norm_epsilon >= 0, self, "norm_epsilon", "not negative")
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,15 @@ class AnchorConfig:
 
     `offset` shifts the centres by that share of a stride: 0 puts them at multiples of the stride
     (Detectron2, torchvision). `rounded` rounds the corners to whole pixels as torchvision does.
+    `stride_rule` "level" takes 4, 8, 16, 32, 64 pixels as the distances of the centres; "image" the
+    padded image's side // the map's side, as torchvision does: less where a map's side was rounded up.
     """
 
     sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     offset: float = 0.0
     rounded: bool = False
+    stride_rule: str = "level"
 
     def __post_init__(self):
         _check(len(self.sizes) == 5, self, "sizes", "one tuple of sizes for each of the levels P2..P6")
@@ -110,6 +113,7 @@ class AnchorConfig:
         _check(min(min(level) for level in self.sizes) > 0, self, "sizes", "positive pixels")
         _check(len(self.ratios) >= 1 and min(self.ratios) > 0, self, "ratios", "at least one positive ratio")
         _check(0.0 <= self.offset < 1.0, self, "offset", "in [0, 1)")
+        _check(self.stride_rule in ("level", "image"), self, "stride_rule", "'level' or 'image'")
 
     @property
     def per_position(self) -> int:
@@ -220,18 +224,24 @@ class MaskHeadConfig:
 
 @dataclass(frozen=True)
 class DetectionsConfig:
-    """Inference (section 3.1): per-class NMS, masks for the best `max_per_image` boxes only."""
+    """Inference (section 3.1): per-class NMS, masks for the best `max_per_image` boxes only.
+
+    `paste` "exact" stretches a mask over its box as it is; "torchvision" over the box with its
+    corners cut to whole pixels, as torchvision does.
+    """
 
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_per_image: int = 100
     mask_threshold: float = 0.5
+    paste: str = "exact"
 
     def __post_init__(self):
         _check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
         _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
         _check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
         _check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
+        _check(self.paste in ("exact", "torchvision"), self, "paste", "'exact' or 'torchvision'")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Detections:
         masks: [N, H, W] bool, or None; wins over `mask_crops`.
         segmentations: N COCO segmentations (RLE or polygons), or None; used where the two others are None.
         mask_threshold: where probabilities are cut.
+        paste: what `mask_crops` are stretched over: the boxes ("exact"), or the boxes cut to whole pixels as
+            torchvision does it ("torchvision").
 
     Raises:
         ValueError: lengths or shapes that do not fit together, a class without a name, an RLE of another size.
@@ -47,6 +49,7 @@ class Detections:
         *,
         segmentations: Iterable[Any] | None = None,
         mask_threshold: float = 0.5,
+        paste: str = "exact",
     ):
         self.boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         self.classes = np.asarray(classes, np.int32).reshape(-1)
@@ -54,6 +57,7 @@ class Detections:
         self.class_names = tuple(class_names)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.mask_threshold = float(mask_threshold)
+        self.paste = paste
         self.mask_crops = None if mask_crops is None else np.asarray(mask_crops)
         self._masks = None if masks is None else np.asarray(masks).astype(bool, copy=False)
         self._segmentations = None
@@ -112,6 +116,13 @@ class Detections:
             self._masks = masks
         return self._masks
 
+    @property
+    def mask_boxes(self) -> np.ndarray:
+        """[N, 4]: the boxes that `mask_crops` are stretched over."""
+        if self.paste == "exact" or self.mask_crops is None:
+            return self.boxes
+        return pasting.torchvision_boxes(self.boxes, self.mask_crops.shape[1])
+
     def mask(self, index: int) -> np.ndarray:
         """[H, W] bool: the mask of one object.
 
@@ -121,7 +132,7 @@ class Detections:
         if self._masks is not None:
             return self._masks[index]
         if self.mask_crops is not None:
-            crop, box = self.mask_crops[index], self.boxes[index]
+            crop, box = self.mask_crops[index], self.mask_boxes[index]
             return pasting.paste_mask(crop, box, *self.image_size, self.mask_threshold)
         if self._segmentations is not None:
             return pasting.decode(self._segmentations[index])
@@ -134,7 +145,7 @@ class Detections:
             if self._masks is not None:
                 self._segmentations = [pasting.encode_mask(mask) for mask in self._masks]
             else:
-                crops = (self.mask_crops, self.boxes, *self.image_size, self.mask_threshold)
+                crops = (self.mask_crops, self.mask_boxes, *self.image_size, self.mask_threshold)
                 self._segmentations = pasting.encode_crops(*crops)
         return self._segmentations
 
@@ -189,6 +200,7 @@ class Detections:
             None if masks is None else masks[chosen],
             segmentations=None if segmentations is None else [segmentations[index] for index in chosen],
             mask_threshold=self.mask_threshold,
+            paste=self.paste,
         )
 
     # --- From the network, from ground truth
@@ -201,6 +213,7 @@ class Detections:
         original_size: Any,
         class_names: Sequence[str],
         mask_threshold: float = 0.5,
+        paste: str = "exact",
     ) -> list[Detections]:
         """What the network answers for a batch, as one Detections per image, in the original images' pixels.
 
@@ -211,6 +224,7 @@ class Detections:
             original_size: [B, 2] height and width of the original images.
             class_names: the K names, without the background.
             mask_threshold: where mask probabilities are cut.
+            paste: what masks are stretched over, as in `Config.detections`.
         """
         values = {name: np.asarray(outputs[name]) for name in ("boxes", "classes", "scores")}
         crops = None if outputs.get("masks") is None else np.asarray(outputs["masks"])
@@ -232,6 +246,7 @@ class Detections:
                     # Half precision is finer than any pasting needs, in half the memory.
                     None if crops is None else crops[index][real].astype(np.float16),
                     mask_threshold=mask_threshold,
+                    paste=paste,
                 )
             )
         return found

@@ -167,6 +167,8 @@ class _Server(tf.Module):
         height, width = tf.unstack(tf.reduce_max(original_size, axis=0))
         batch, count = tf.shape(boxes)[0], tf.shape(boxes)[1]
         threshold = self._config.detections.mask_threshold
+        if self._config.detections.paste == "torchvision":
+            boxes = mask_ops.torchvision_boxes(boxes, masks.shape[2])
 
         def paste(values):
             mask, box, size = values

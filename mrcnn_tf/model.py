@@ -160,6 +160,7 @@ class MaskRCNN(keras.Model):
                 sizes,
                 self.config.class_names,
                 self.config.detections.mask_threshold,
+                self.config.detections.paste,
             )
         if score_threshold is not None:
             results = [detections.filter(score_threshold) for detections in results]
@@ -297,6 +298,7 @@ class _Stages:
                 config.anchors.offset,
                 config.anchors.rounded,
                 strides=STRIDES,
+                stride_rule=config.anchors.stride_rule,
                 name="anchors",
             )(features)
             logits, deltas = RPNHead(config.rpn.channels, config.anchors.per_position, name="rpn")(features)

@@ -38,6 +38,20 @@ def axis_weights(low: float, high: float, cells: int, size: int) -> tuple[int, n
     return min(first, size), weights.astype(np.float32)
 
 
+def torchvision_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
+    """What torchvision makes of boxes [N, 4] before it stretches masks of `side` cells over them, [N, 4] float32.
+
+    It grows a box by one cell on every side, cuts the corners of that to integers and counts the last pixel in.
+    """
+    boxes = np.asarray(boxes, np.float32)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((side + 2) / side)
+    first, last = np.trunc(middle - half), np.trunc(middle + half)
+    extent = np.maximum(last - first + 1, 1)
+    cell = extent / (side + 2)
+    return np.concatenate([first + cell, first + extent - cell], axis=1)
+
+
 def paste_patch(crop: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray]:
     """The probabilities of one mask on the pixels under its box.
 

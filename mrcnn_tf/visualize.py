@@ -296,7 +296,7 @@ def _titled(picture: np.ndarray, title: str, count: int) -> np.ndarray:
 def _outline(detections: Detections, index: int) -> Path | None:
     """The contour of one mask in the image's continuous pixels; None where the mask is empty."""
     if detections.mask_crops is not None:
-        crop, box = detections.mask_crops[index], detections.boxes[index]
+        crop, box = detections.mask_crops[index], detections.mask_boxes[index]
         top, left, values = pasting.paste_patch(crop, box, *detections.image_size)
         level = detections.mask_threshold
     else:

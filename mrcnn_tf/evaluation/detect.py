@@ -40,13 +40,13 @@ def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True)
         counts = f"the data set has {len(dataset.class_names)} classes, the model {model.config.num_classes}"
         raise ValueError(f"{counts}: evaluate on the data set that it was trained for")
     infer = inference_function(model)
-    threshold = model.config.detections.mask_threshold
+    rules = (model.config.detections.mask_threshold, model.config.detections.paste)
     found: dict[int, Detections] = {}
     with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
         for batch in evaluation_batches(dataset, model.config, batch_size):
             outputs = infer({"image": batch["image"], "image_size": batch["image_size"]})
             sizes = (batch["image_size"].numpy(), batch["original_size"].numpy())
-            results = Detections.from_batch(outputs, *sizes, dataset.class_names, threshold)
+            results = Detections.from_batch(outputs, *sizes, dataset.class_names, *rules)
             ids = np.asarray(batch["image_id"]).tolist()
             found.update((image_id, result.compact()) for image_id, result in zip(ids, results, strict=True))
             bar.update(len(ids))

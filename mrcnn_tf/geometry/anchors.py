@@ -29,7 +29,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool 
 
 def grid_anchors(
     feature_shape: tuple[tf.Tensor | int, tf.Tensor | int],
-    stride: float,
+    stride: float | tuple[tf.Tensor | int, tf.Tensor | int],
     cell: np.ndarray | tf.Tensor,
     offset: float = 0.0,
 ) -> tf.Tensor:
@@ -37,13 +37,14 @@ def grid_anchors(
 
     Args:
         feature_shape: (H, W), integers or scalar tensors.
-        stride: pixels of the network's input per cell of the map.
+        stride: pixels of the network's input per cell of the map, one number or (along y, along x).
         cell: `cell_anchors` [A, 4].
         offset: shifts every centre by this share of a stride.
     """
     height, width = feature_shape
-    y = (tf.cast(tf.range(height), tf.float32) + offset) * stride
-    x = (tf.cast(tf.range(width), tf.float32) + offset) * stride
+    stride_y, stride_x = stride if isinstance(stride, tuple) else (stride, stride)
+    y = (tf.cast(tf.range(height), tf.float32) + offset) * tf.cast(stride_y, tf.float32)
+    x = (tf.cast(tf.range(width), tf.float32) + offset) * tf.cast(stride_x, tf.float32)
     y, x = tf.meshgrid(y, x, indexing="ij")
     centres = tf.reshape(tf.stack([y, x, y, x], axis=-1), [-1, 1, 4])
     return tf.reshape(centres + tf.constant(cell, tf.float32)[None], [-1, 4])

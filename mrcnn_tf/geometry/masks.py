@@ -68,6 +68,22 @@ def paste_masks(masks: tf.Tensor, boxes: tf.Tensor, height: tf.Tensor | int, wid
     return tf.matmul(tf.matmul(rows, masks), columns, transpose_b=True)
 
 
+def torchvision_boxes(boxes: tf.Tensor, side: int) -> tf.Tensor:
+    """What torchvision makes of boxes [..., 4] before it stretches masks of `side` cells over them.
+
+    It grows a box by one cell on every side, cuts the corners of that to integers and counts the last pixel in;
+    `pasting.torchvision_boxes` is the same in numpy. Empty boxes stay as they are.
+    """
+    low, high = boxes[..., :2], boxes[..., 2:]
+    middle, half = (high + low) * 0.5, (high - low) * 0.5 * ((side + 2) / side)
+    # A cast to integers cuts towards zero.
+    first, last = (tf.cast(tf.cast(value, tf.int32), tf.float32) for value in (middle - half, middle + half))
+    extent = tf.maximum(last - first + 1.0, 1.0)
+    cell = extent / (side + 2)
+    real = tf.reduce_all(high > low, axis=-1, keepdims=True)
+    return tf.where(real, tf.concat([first + cell, first + extent - cell], axis=-1), boxes)
+
+
 def _bilinear_weights(low: tf.Tensor, high: tf.Tensor, length: tf.Tensor | int, side: int) -> tf.Tensor:
     """Weights [D, length, M] of the M mask cells between `low` and `high` [D] at each of `length` pixels."""
     pixels = tf.cast(tf.range(length), tf.float32) + 0.5

@@ -24,6 +24,8 @@ class Anchors(Float32Layer):
         offset: shift of the centres as a share of the stride.
         rounded: whole-pixel corners, as torchvision has them.
         strides: pixels of the input per cell, for each level.
+        stride_rule: "level" places the centres `strides` apart; "image" the image's side // the map's side, as
+            torchvision does. The image's sides are those of the first map times its stride.
 
     Call arguments:
         features: list of L maps [B, H_l, W_l, C]; only their sizes matter.
@@ -39,6 +41,7 @@ class Anchors(Float32Layer):
         offset: float = 0.0,
         rounded: bool = False,
         strides: Sequence[int] = (4, 8, 16, 32, 64),
+        stride_rule: str = "level",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -47,15 +50,19 @@ class Anchors(Float32Layer):
         self.offset = float(offset)
         self.rounded = bool(rounded)
         self.strides = tuple(int(stride) for stride in strides)
+        self.stride_rule = stride_rule
         if len(self.sizes) != len(self.strides):
             raise ValueError(f"{len(self.sizes)} levels of anchor sizes do not fit {len(self.strides)} strides")
 
     def call(self, features: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         anchors = []
+        image = tuple(side * self.strides[0] for side in _sides(features[0]))
         for feature, stride, sizes in zip(features, self.strides, self.sizes, strict=True):
             cell = anchor_ops.cell_anchors(sizes, self.ratios, self.rounded)
-            height, width = (feature.shape[i] or tf.shape(feature)[i] for i in (1, 2))
-            anchors.append(anchor_ops.grid_anchors((height, width), stride, cell, self.offset))
+            sides = _sides(feature)
+            if self.stride_rule == "image":
+                stride = tuple(pixels // cells for pixels, cells in zip(image, sides))
+            anchors.append(anchor_ops.grid_anchors(sides, stride, cell, self.offset))
         return anchors
 
     def compute_output_spec(self, features):
@@ -68,4 +75,9 @@ class Anchors(Float32Layer):
 
     def get_config(self) -> dict:
         own = {"sizes": self.sizes, "ratios": self.ratios, "offset": self.offset, "rounded": self.rounded}
-        return {**super().get_config(), **own, "strides": self.strides}
+        return {**super().get_config(), **own, "strides": self.strides, "stride_rule": self.stride_rule}
+
+
+def _sides(feature: tf.Tensor) -> tuple:
+    """Height and width of a map, as integers where they are known, else as tensors."""
+    return tuple(feature.shape[i] or tf.shape(feature)[i] for i in (1, 2))

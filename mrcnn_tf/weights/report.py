@@ -25,6 +25,7 @@ class WeightsReport:
         missing: tensors that the model needs and the file has not, under the file's names.
         left: layers of the model that were left as they were drawn because tensors are missing.
         unused: tensors of the file that nothing took.
+        left_out: tensors (or named parts of them) that were left out on purpose: the model has no place for them.
         reinitialized: layers that were left as they were drawn because the caller asked for it.
         warnings: conventions of the file that the model's configuration does not follow.
     """
@@ -34,6 +35,7 @@ class WeightsReport:
     missing: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     reinitialized: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -51,6 +53,8 @@ class WeightsReport:
             lines += _listed(f"LEFT AT RANDOM VALUES for that reason: {len(self.left)} layers", self.left)
         if self.reinitialized:
             lines += _listed(f"drawn anew as asked: {len(self.reinitialized)} layers", self.reinitialized)
+        if self.left_out:
+            lines.append(f"left out on purpose: {len(self.left_out)} tensors, as {self.left_out[-1]}")
         if self.unused:
             lines += _listed(f"in the file but not used: {len(self.unused)} tensors", self.unused)
         return "\n".join(lines)
