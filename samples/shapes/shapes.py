@@ -58,7 +58,7 @@ def main() -> int:
         print(f"{result.steps - result.resumed_from} training steps took {seconds:.0f} s")
 
     held_out = mrcnn_tf.shapes(arguments.images, seed=1)
-    evaluation = mrcnn_tf.evaluation_report(result.model, held_out, run_dir / "evaluation", pictures=6)
+    evaluation = mrcnn_tf.evaluation_report(result.model, held_out, run_dir / "evaluation", pictures=4)
     print(evaluation.table())
 
     pictures = [np.asarray(Image.open(path)) for path in sorted((run_dir / "evaluation" / "pictures").iterdir())]
