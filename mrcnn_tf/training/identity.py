@@ -61,7 +61,7 @@ def check_identity(saved: dict, now: dict, path: str | Path) -> None:
         raise CheckpointError(
             f"{path} is of another training and cannot be resumed:\n  "
             + "\n  ".join(differences)
-            + "\nUse another run folder, or resume=False (--no-resume) to start anew in this one."
+            + "\nUse another run folder, or resume=False (--fresh) to start anew in this one."
         )
     for change in noted:
         logger.warning("resuming with a changed configuration: %s", change)
