@@ -1,6 +1,6 @@
 """Mask R-CNN for TensorFlow and Keras 3: the public face of the package."""
 
-from mrcnn_tf import presets, visualize
+from mrcnn_tf import presets, visualize, weights
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.coco import read_coco
 from mrcnn_tf.data.errors import DataError, Problems
@@ -56,4 +56,5 @@ __all__ = [
     "train",
     "training_batches",
     "visualize",
+    "weights",
 ]

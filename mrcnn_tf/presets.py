@@ -1,6 +1,7 @@
 """Named configurations.
 
-A preset is a `Config` under a name. `preset(name, **changes)` takes the changes of `Config.replace`.
+A preset is a `Config` under a name. `preset(name, **changes)` takes the changes of `Config.replace`. Beside the
+package's own there is one for each public checkpoint, with the conventions of the implementation it comes from.
 """
 
 from __future__ import annotations
@@ -101,10 +102,61 @@ _PRESETS: dict[str, tuple[str, dict]] = {
     ),
 }
 
+_COCO = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
+    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
+    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
+    "teddy bear, hair drier, toothbrush"
+).split(", ")
+# COCO's ids run to 90 with ten gaps, which torchvision keeps as classes without objects.
+_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+def _with_gaps(class_names: list[str]) -> tuple[str, ...]:
+    rest = iter(class_names)
+    return tuple("N/A" if number in _GAPS else next(rest) for number in range(1, 91))
+
+
+_CHECKPOINTS: dict[str, tuple[str, dict]] = {
+    "torchvision/maskrcnn_resnet50_fpn": (
+        "torchvision's Mask R-CNN ResNet-50-FPN (the first version), on COCO",
+        {
+            "num_classes": 90,
+            "class_names": _with_gaps(_COCO),
+            "input": {"channel_order": "rgb", "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            # As a model without weights has it; for its published weights torchvision sets the epsilon to 0.
+            "backbone": {"stride_in": "3x3", "norm_epsilon": 1e-5},
+            "anchors": {"rounded": True, "stride_rule": "image"},
+            "rpn": {"min_size": 1e-3},
+            "roi": {"half_pixel": False},
+            "box_head": {"loss_beta": 1.0 / 9.0},
+            "detections": {"paste": "torchvision"},
+        },
+    ),
+    "detectron2/mask_rcnn_R_50_FPN": (
+        "Detectron2's Mask R-CNN ResNet-50-FPN (1x and 3x), on COCO",
+        {
+            "class_names": tuple(_COCO),
+            "input": {"mean": (103.53, 116.28, 123.675)},
+            "backbone": {"norm_epsilon": 1e-5},
+            "rpn": {"post_nms_train": 1000, "box_loss_beta": 0.0},
+            "box_head": {"loss_beta": 0.0},
+        },
+    ),
+}
+
 
 def names() -> list[str]:
-    """The names that `preset` knows."""
+    """The names of the package's own presets."""
     return list(_PRESETS)
+
+
+def checkpoints() -> list[str]:
+    """The names of the presets for public checkpoints, "implementation/model"."""
+    return list(_CHECKPOINTS)
 
 
 def describe(name: str) -> str:
@@ -125,8 +177,9 @@ def preset(name: str, **changes: Any) -> Config:
 
 
 def _entry(name: str) -> tuple[str, dict]:
-    if name not in _PRESETS:
-        close = difflib.get_close_matches(name, _PRESETS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(_PRESETS)}"
+    known = {**_PRESETS, **_CHECKPOINTS}
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
         raise ConfigError(f"unknown preset '{name}'; {hint}")
-    return _PRESETS[name]
+    return known[name]

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrcnn_tf import presets
 from mrcnn_tf.config import Config, ConfigError
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.names() + presets.checkpoints())
 def test_every_preset_survives_json(name):
     config = presets.preset(name)
     assert Config.from_json(config.to_json()) == config
@@ -25,6 +25,23 @@ def test_defaults_are_the_papers():
     assert (config.training.decay_steps, config.training.weight_decay) == ((120_000,), 1e-4)
     assert (config.rpn.positive_iou, config.rpn.negative_iou, config.rpn.anchors_per_image) == (0.7, 0.3, 256)
     assert config.mask_head.side == 28 and config.anchors.per_position == 3
+
+
+def test_presets_of_public_checkpoints_know_cocos_classes():
+    torchvision = presets.preset("torchvision/maskrcnn_resnet50_fpn")
+    detectron2 = presets.preset("detectron2/mask_rcnn_R_50_FPN")
+    assert len(torchvision.class_names) == 90 and len(set(detectron2.class_names)) == detectron2.num_classes == 80
+    # Ids of COCO: 1 person, 13 stop sign (12 has no objects), 90 toothbrush.
+    assert [torchvision.class_names[number - 1] for number in (1, 12, 13, 90)] == [
+        "person",
+        "N/A",
+        "stop sign",
+        "toothbrush",
+    ]
+    assert torchvision.class_names[84 - 1] == "book" and torchvision.class_names.count("N/A") == 10
+    assert tuple(name for name in torchvision.class_names if name != "N/A") == detectron2.class_names
+    # The same statistics, in the order in which each network takes the channels.
+    assert torchvision.input.mean == detectron2.input.mean[::-1] == (123.675, 116.28, 103.53)
 
 
 def test_replace_takes_sections_dotted_names_and_single_numbers():
@@ -47,6 +64,9 @@ def test_replace_takes_sections_dotted_names_and_single_numbers():
         ({"num_classes.x": 3}, ["num_classes", "no fields"]),
         ({"num_classes": 0}, ["num_classes", "at least one class"]),
         ({"class_names": ["a"], "num_classes": 2}, ["class_names", "2 names"]),
+        ({"anchors.stride_rule": "map"}, ["stride_rule", "'image'"]),
+        ({"detections.paste": "rounded"}, ["paste", "'torchvision'"]),
+        ({"backbone.norm_epsilon": -1e-5}, ["norm_epsilon", "not negative"]),
         ({"backbone.name": "vgg"}, ["BackboneConfig.name", "resnet50"]),
         ({"input.mean": [1.0]}, ["mean", "one value per channel (3)"]),
         ({"anchors.sizes": [[32.0], [64.0]]}, ["sizes", "P2..P6"]),
@@ -79,6 +99,7 @@ def test_another_class_count_drops_the_presets_names():
     assert presets.preset("shapes").class_names == ("circle", "square", "triangle")
 
 
+@settings(deadline=None)  # the first example pays for what is built once
 @given(
     st.floats(1e-6, 10),
     st.integers(1, 10**7),

@@ -125,6 +125,23 @@ def test_from_batch_rescales_and_drops_padding_and_nan():
     assert not boxes_only.has_masks
 
 
+def test_masks_pasted_as_torchvision_pastes_them():
+    crop = np.ones((1, 28, 28), np.float32)
+    exact, rounded = (
+        Detections([[2.4, 3.4, 8.4, 9.4]], [1], [0.5], NAMES, (12, 12), mask_crops=crop, paste=paste)
+        for paste in ("exact", "torchvision")
+    )
+    # The middles of pixels 2..7 and 3..8 are inside; torchvision's box begins at 2 and 3 and ends a pixel later.
+    assert exact.mask(0).sum() == 36 and exact.mask(0)[2:8, 3:9].all()
+    np.testing.assert_array_equal(rounded[0].mask(0), pasting.paste_mask(crop[0], rounded.mask_boxes[0], 12, 12))
+    np.testing.assert_allclose(rounded.mask_boxes, pasting.torchvision_boxes([[2.4, 3.4, 8.4, 9.4]], 28))
+    assert (rounded.mask_boxes != rounded.boxes).all()
+    np.testing.assert_array_equal(rounded.filter(0.1).compact().mask(0), rounded.mask(0))
+    outputs = {"boxes": rounded.boxes[None], "classes": [[1]], "scores": [[0.5]], "masks": crop[None]}
+    (found,) = Detections.from_batch(outputs, [[12, 12]], [[12, 12]], NAMES, paste="torchvision")
+    np.testing.assert_array_equal(found.masks, rounded.masks)
+
+
 def test_coco_records_are_what_the_server_takes():
     found = Detections(
         [[1.23456, 2, 11.5, 7.126]], [2], [0.123456789], NAMES, SIZE, masks=full_masks()[:1], segmentations=None

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_tf import pasting
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "torchvision_ops.npz"
+REFERENCE = Path(__file__).resolve().parent / "reference" / "torchvision_ops.npz"
 
 
 def naive_paste(crop, box, height, width):
@@ -118,23 +118,19 @@ def test_compress_refuses_what_does_not_fit(form):
         pasting.compress(form, 6, 8)
 
 
-def torchvision_box(box, side):
-    """The box as torchvision changes it before it pastes: grown by a padding cell, its corners cut to integers."""
-    low, high = box[:2], box[2:]
-    middle, half = (low + high) / 2, (high - low) / 2 * (side + 2) / side
-    first, last = np.trunc(middle - half), np.trunc(middle + half)
-    extent = np.maximum(last - first + 1, 1)
-    cell = extent / (side + 2)
-    return np.concatenate([first + cell, first + extent - cell])
+def test_torchvisions_boxes_by_hand():
+    # 2 cells: the box grows by a cell of 5 to [0, 20] (rows) and of 1.5 to [-.5, 5.5], which is cut to [0, 5]; with the
+    # last pixel in it is 21 and 6 pixels long, of which the outer cells, a quarter each, are padding.
+    boxes = pasting.torchvision_boxes([[5, 1, 15, 4.0]], 2)
+    np.testing.assert_allclose(boxes, [[5.25, 1.5, 15.75, 4.5]])
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the recorded numbers (shared/reference) are not there")
-def test_torchvisions_recorded_masks_but_for_its_rounding_of_boxes():
+def test_torchvisions_recorded_masks():
     recorded = np.load(REFERENCE)
-    xyxy = recorded["paste_boxes_xyxy"].astype(np.float64)
+    boxes = pasting.torchvision_boxes(recorded["paste_boxes_xyxy"][:, [1, 0, 3, 2]], 28)
     equal = []
-    for crop, box, expected in zip(recorded["paste_masks"], xyxy[:, [1, 0, 3, 2]], recorded["paste_result_u8"]):
-        equal.append(pasting.paste_mask(crop, torchvision_box(box, 28), 120, 160) == expected.astype(bool))
+    for crop, box, expected in zip(recorded["paste_masks"], boxes, recorded["paste_result_u8"]):
+        equal.append(pasting.paste_mask(crop, box, 120, 160) == expected.astype(bool))
     # Noise, so values lie on the threshold now and then.
     assert np.mean(equal) > 0.9999
 
@@ -149,3 +145,5 @@ def test_tensors_and_numpy_paste_alike():
     for index in range(5):
         ours = placed(*pasting.paste_patch(crops[index], box[index], 64, 80), 64, 80)
         np.testing.assert_allclose(ours, pasted[index], atol=1e-4)
+    np.testing.assert_allclose(masks.torchvision_boxes(box, 28), pasting.torchvision_boxes(box, 28), atol=1e-5)
+    np.testing.assert_array_equal(masks.torchvision_boxes(np.zeros((2, 4), np.float32), 28), np.zeros((2, 4)))

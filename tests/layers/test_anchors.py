@@ -15,6 +15,17 @@ def test_equals_torchvision(recorded, yx):
     np.testing.assert_array_equal(np.concatenate(anchors), yx(recorded["anchors_xyxy"]))
 
 
+def test_strides_by_the_image_as_torchvision_has_them():
+    # A padded image of 224 x 320 has maps of 56 x 80, 28 x 40, 14 x 20, 7 x 10 and 4 x 5: 224 // 4 is 56, not 64.
+    shapes = [(56, 80), (28, 40), (14, 20), (7, 10), (4, 5)]
+    features = [tf.zeros([1, *shape, 2]) for shape in shapes]
+    by_level, by_image = (Anchors(SIZES, (1,), stride_rule=rule)(features) for rule in ("level", "image"))
+    for ours, theirs in zip(by_image[:4], by_level[:4]):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(by_image[4][-1], [3 * 56 - 256, 4 * 64 - 256, 3 * 56 + 256, 4 * 64 + 256])
+    np.testing.assert_array_equal(by_level[4][-1], [3 * 64 - 256, 4 * 64 - 256, 3 * 64 + 256, 4 * 64 + 256])
+
+
 def test_unknown_sizes_in_a_functional_model():
     features = [keras.Input((None, None, 8)) for _ in SIZES]
     layer = Anchors([(size[0], 2 * size[0]) for size in SIZES], (0.5, 1, 2), offset=0.5)
@@ -42,7 +53,7 @@ def test_levels_and_strides_must_fit():
 
 
 def test_config_round_trip():
-    layer = Anchors(SIZES, (0.5, 2), offset=0.5, rounded=True, name="a")
+    layer = Anchors(SIZES, (0.5, 2), offset=0.5, rounded=True, stride_rule="image", name="a")
     again = Anchors.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
-    assert again.rounded and again.offset == 0.5 and again.ratios == (0.5, 2.0)
+    assert again.stride_rule == "image" and again.rounded and again.offset == 0.5 and again.ratios == (0.5, 2.0)
