@@ -128,7 +128,9 @@ def test_class_names_are_in_a_signature_and_a_file(exported, signatures):
         assert file.read() == "circle\nsquare\ntriangle\n"
 
 
-def test_pasted_masks_have_the_original_size(model, tmp_path):
+@pytest.mark.parametrize("paste", ["exact", "torchvision"])
+def test_pasted_masks_have_the_original_size(paste, model, tmp_path):
+    model = model if paste == "exact" else tiny_model(detections__paste=paste)
     images = pictures((50, 75), (120, 90))
     path = export(model, tmp_path / "pasted", paste_masks=True)
     encoded = tf.constant([encode(image, "PNG") for image in images])
