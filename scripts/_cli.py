@@ -21,7 +21,7 @@ PRESETS = """presets:
   mask_rcnn_r34_fpn    the same with ResNet-34, for smaller machines
   mask_rcnn_r18_fpn    the same with ResNet-18
   nucleus              small, crowded objects in small images; one class, 400 steps
-  coco_mini            384 pixels, 500 steps: a handful of images learnt by heart
+  coco_mini            384 pixels, 400 steps: a handful of images learnt by heart
   shapes               a small network for circles, squares and triangles, from nothing in minutes"""
 
 OVERRIDES = """values of the configuration:
