@@ -189,7 +189,17 @@ def test_save_makes_the_folder(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "picture.png")), picture)
 
 
-def test_pyplot_stays_out():
-    code = "import sys, mrcnn_tf.visualize; print('matplotlib.pyplot' in sys.modules)"
+def test_drawing_leaves_no_figure_and_no_backend_behind():
+    """No window is needed, and a notebook's own pyplot figures stay as they are."""
+    code = (
+        "import numpy as np, matplotlib, matplotlib.pyplot as plt\n"
+        "matplotlib.use('svg')\n"
+        "import mrcnn_tf\n"
+        "empty = np.zeros((0, 4))\n"
+        "found = mrcnn_tf.Detections(empty, [], [], ('a',), (8, 9), masks=np.zeros((0, 8, 9), bool))\n"
+        "picture = mrcnn_tf.visualize.draw_detections(np.zeros((8, 9, 3), 'uint8'), found)\n"
+        "mrcnn_tf.visualize.plot_history({'loss': [1.0, 0.5]})\n"
+        "print(picture.ndim, plt.get_fignums(), matplotlib.get_backend())\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.split("\n")[-2].lower() == "3 [] svg"
