@@ -185,8 +185,8 @@ class MaskRCNN(keras.Model):
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
 
-    def get_compile_config(self) -> dict:
-        return {"optimizer": keras.optimizers.serialize(self.optimizer)}
+    def get_compile_config(self) -> dict | None:
+        return {"optimizer": keras.optimizers.serialize(self.optimizer)} if self.compiled else None
 
     def compile_from_config(self, config: dict):
         self.compile(keras.optimizers.deserialize(config["optimizer"]))
