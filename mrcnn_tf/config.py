@@ -8,23 +8,14 @@ takes dotted names, which is what the command lines use.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrcnn_tf.config_values import ConfigError, build, check, merge
+
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NORMS = ("frozen", "batch", "sync_batch", "group")
-
-
-class ConfigError(ValueError):
-    """A configuration value, field or preset name that cannot be used."""
-
-
-def _check(condition: bool, owner: Any, name: str, rule: str) -> None:
-    if not condition:
-        raise ConfigError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: {rule}")
 
 
 @dataclass(frozen=True)
@@ -45,15 +36,15 @@ class InputConfig:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self):
-        _check(self.channels >= 1, self, "channels", "at least one channel is needed")
-        _check(len(self.shorter_edge) >= 1 and min(self.shorter_edge) >= 1, self, "shorter_edge", "positive pixels")
-        _check(self.longer_edge >= max(self.shorter_edge), self, "longer_edge", "not below shorter_edge")
-        _check(self.size_divisor % 32 == 0 and self.size_divisor > 0, self, "size_divisor", "a multiple of 32")
-        _check(self.channel_order in ("rgb", "bgr"), self, "channel_order", "'rgb' or 'bgr'")
+        check(self.channels >= 1, self, "channels", "at least one channel is needed")
+        check(len(self.shorter_edge) >= 1 and min(self.shorter_edge) >= 1, self, "shorter_edge", "positive pixels")
+        check(self.longer_edge >= max(self.shorter_edge), self, "longer_edge", "not below shorter_edge")
+        check(self.size_divisor % 32 == 0 and self.size_divisor > 0, self, "size_divisor", "a multiple of 32")
+        check(self.channel_order in ("rgb", "bgr"), self, "channel_order", "'rgb' or 'bgr'")
         for name in ("mean", "std"):
             rule = f"needs one value per channel ({self.channels})"
-            _check(len(getattr(self, name)) == self.channels, self, name, rule)
-        _check(min(self.std) > 0, self, "std", "positive values")
+            check(len(getattr(self, name)) == self.channels, self, name, rule)
+        check(min(self.std) > 0, self, "std", "positive values")
 
 
 @dataclass(frozen=True)
@@ -73,11 +64,11 @@ class BackboneConfig:
     norm_epsilon: float = 1.001e-5
 
     def __post_init__(self):
-        _check(self.name in BACKBONES, self, "name", f"one of {', '.join(BACKBONES)}")
-        _check(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
-        _check(self.stride_in in ("1x1", "3x3"), self, "stride_in", "'1x1' or '3x3'")
-        _check(0 <= self.frozen_stages <= 5, self, "frozen_stages", "0 (none) to 5 (all stages)")
-        _check(self.norm_epsilon >= 0, self, "norm_epsilon", "not negative")
+        check(self.name in BACKBONES, self, "name", f"one of {', '.join(BACKBONES)}")
+        check(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
+        check(self.stride_in in ("1x1", "3x3"), self, "stride_in", "'1x1' or '3x3'")
+        check(0 <= self.frozen_stages <= 5, self, "frozen_stages", "0 (none) to 5 (all stages)")
+        check(self.norm_epsilon >= 0, self, "norm_epsilon", "not negative")
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class FPNConfig:
     channels: int = 256
 
     def __post_init__(self):
-        _check(self.channels >= 1, self, "channels", "positive")
+        check(self.channels >= 1, self, "channels", "positive")
 
 
 @dataclass(frozen=True)
@@ -107,13 +98,13 @@ class AnchorConfig:
     stride_rule: str = "level"
 
     def __post_init__(self):
-        _check(len(self.sizes) == 5, self, "sizes", "one tuple of sizes for each of the levels P2..P6")
+        check(len(self.sizes) == 5, self, "sizes", "one tuple of sizes for each of the levels P2..P6")
         same = len({len(level) for level in self.sizes}) == 1 and len(self.sizes[0]) >= 1
-        _check(same, self, "sizes", "every level needs the same number (at least 1) of sizes")
-        _check(min(min(level) for level in self.sizes) > 0, self, "sizes", "positive pixels")
-        _check(len(self.ratios) >= 1 and min(self.ratios) > 0, self, "ratios", "at least one positive ratio")
-        _check(0.0 <= self.offset < 1.0, self, "offset", "in [0, 1)")
-        _check(self.stride_rule in ("level", "image"), self, "stride_rule", "'level' or 'image'")
+        check(same, self, "sizes", "every level needs the same number (at least 1) of sizes")
+        check(min(min(level) for level in self.sizes) > 0, self, "sizes", "positive pixels")
+        check(len(self.ratios) >= 1 and min(self.ratios) > 0, self, "ratios", "at least one positive ratio")
+        check(0.0 <= self.offset < 1.0, self, "offset", "in [0, 1)")
+        check(self.stride_rule in ("level", "image"), self, "stride_rule", "'level' or 'image'")
 
     @property
     def per_position(self) -> int:
@@ -140,7 +131,7 @@ class RPNConfig:
     min_size: float = 0.0
 
     def __post_init__(self):
-        _check(
+        check(
             0 < self.negative_iou <= self.positive_iou <= 1, self, "negative_iou", "0 < negative <= positive_iou <= 1"
         )
         for name in (
@@ -151,10 +142,10 @@ class RPNConfig:
             "post_nms_train",
             "post_nms_test",
         ):
-            _check(getattr(self, name) >= 1, self, name, "at least 1")
-        _check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
-        _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
-        _check(self.box_loss_beta >= 0 and self.min_size >= 0, self, "box_loss_beta", "not negative")
+            check(getattr(self, name) >= 1, self, name, "at least 1")
+        check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
+        check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
+        check(self.box_loss_beta >= 0 and self.min_size >= 0, self, "box_loss_beta", "not negative")
 
 
 @dataclass(frozen=True)
@@ -174,12 +165,12 @@ class RoIConfig:
     canonical_level: int = 4
 
     def __post_init__(self):
-        _check(self.rois_per_image >= 1, self, "rois_per_image", "at least 1")
-        _check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
-        _check(0 < self.positive_iou <= 1, self, "positive_iou", "in (0, 1]")
-        _check(self.samples >= 1, self, "samples", "at least 1")
-        _check(self.canonical_size > 0, self, "canonical_size", "positive pixels")
-        _check(2 <= self.canonical_level <= 5, self, "canonical_level", "2 to 5")
+        check(self.rois_per_image >= 1, self, "rois_per_image", "at least 1")
+        check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
+        check(0 < self.positive_iou <= 1, self, "positive_iou", "in (0, 1]")
+        check(self.samples >= 1, self, "samples", "at least 1")
+        check(self.canonical_size > 0, self, "canonical_size", "positive pixels")
+        check(2 <= self.canonical_level <= 5, self, "canonical_level", "2 to 5")
 
 
 @dataclass(frozen=True)
@@ -192,15 +183,15 @@ class BoxHeadConfig:
     loss_beta: float = 1.0
 
     def __post_init__(self):
-        _check(self.pool >= 1, self, "pool", "at least 1")
-        _check(len(self.fc) >= 1 and min(self.fc) >= 1, self, "fc", "at least one positive width")
-        _check(
+        check(self.pool >= 1, self, "pool", "at least 1")
+        check(len(self.fc) >= 1 and min(self.fc) >= 1, self, "fc", "at least one positive width")
+        check(
             len(self.delta_weights) == 4 and min(self.delta_weights) > 0,
             self,
             "delta_weights",
             "4 positive (dy, dx, dh, dw)",
         )
-        _check(self.loss_beta >= 0, self, "loss_beta", "not negative")
+        check(self.loss_beta >= 0, self, "loss_beta", "not negative")
 
 
 @dataclass(frozen=True)
@@ -212,9 +203,9 @@ class MaskHeadConfig:
     deconv: int = 256
 
     def __post_init__(self):
-        _check(self.pool >= 1, self, "pool", "at least 1")
-        _check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
-        _check(self.deconv >= 1, self, "deconv", "positive")
+        check(self.pool >= 1, self, "pool", "at least 1")
+        check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
+        check(self.deconv >= 1, self, "deconv", "positive")
 
     @property
     def side(self) -> int:
@@ -237,11 +228,11 @@ class DetectionsConfig:
     paste: str = "exact"
 
     def __post_init__(self):
-        _check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
-        _check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
-        _check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
-        _check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
-        _check(self.paste in ("exact", "torchvision"), self, "paste", "'exact' or 'torchvision'")
+        check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
+        check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
+        check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
+        check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
+        check(self.paste in ("exact", "torchvision"), self, "paste", "'exact' or 'torchvision'")
 
 
 @dataclass(frozen=True)
@@ -255,8 +246,8 @@ class DataConfig:
 
     def __post_init__(self):
         low_high = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
-        _check(low_high, self, "scale_jitter", "(low, high) factors with 0 < low <= high")
-        _check(self.mask_crop >= 8, self, "mask_crop", "at least 8 cells a side")
+        check(low_high, self, "scale_jitter", "(low, high) factors with 0 < low <= high")
+        check(self.mask_crop >= 8, self, "mask_crop", "at least 8 cells a side")
 
 
 @dataclass(frozen=True)
@@ -286,16 +277,16 @@ class TrainingConfig:
 
     def __post_init__(self):
         for name in ("steps", "images_per_device"):
-            _check(getattr(self, name) >= 1, self, name, "at least 1")
+            check(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("reference_batch", "warmup_steps", "clip_norm", "weight_decay", "steps_per_epoch"):
-            _check(getattr(self, name) >= 0, self, name, "not negative")
+            check(getattr(self, name) >= 0, self, name, "not negative")
         for name in ("evaluate_every", "checkpoint_every", "seed"):
-            _check(getattr(self, name) >= 0, self, name, "not negative (0 switches it off or leaves it to the default)")
-        _check(self.learning_rate > 0, self, "learning_rate", "positive")
-        _check(0 <= self.momentum < 1, self, "momentum", "in [0, 1)")
-        _check(0 <= self.warmup_start <= 1, self, "warmup_start", "a share of the learning rate in [0, 1]")
-        _check(list(self.decay_steps) == sorted(self.decay_steps), self, "decay_steps", "ascending steps")
-        _check(0 < self.decay_factor <= 1, self, "decay_factor", "in (0, 1]")
+            check(getattr(self, name) >= 0, self, name, "not negative (0 switches it off or leaves it to the default)")
+        check(self.learning_rate > 0, self, "learning_rate", "positive")
+        check(0 <= self.momentum < 1, self, "momentum", "in [0, 1)")
+        check(0 <= self.warmup_start <= 1, self, "warmup_start", "a share of the learning rate in [0, 1]")
+        check(list(self.decay_steps) == sorted(self.decay_steps), self, "decay_steps", "ascending steps")
+        check(0 < self.decay_factor <= 1, self, "decay_factor", "in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -317,9 +308,9 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self):
-        _check(self.num_classes >= 1, self, "num_classes", "at least one class beside the background")
+        check(self.num_classes >= 1, self, "num_classes", "at least one class beside the background")
         fits = not self.class_names or len(self.class_names) == self.num_classes
-        _check(fits, self, "class_names", f"{self.num_classes} names are needed, one per class (num_classes)")
+        check(fits, self, "class_names", f"{self.num_classes} names are needed, one per class (num_classes)")
 
     def to_dict(self) -> dict:
         """A plain dictionary of numbers, strings, lists and dictionaries."""
@@ -335,7 +326,7 @@ class Config:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or a value out of range.
         """
-        return _build(cls, values, "")
+        return build(cls, values, "")
 
     @classmethod
     def from_json(cls, text: str) -> Config:
@@ -357,64 +348,14 @@ class Config:
         """
         merged = self.to_dict()
         for name, value in values.items():
-            _merge(merged, name.replace("__", ".").split("."), value, name)
+            merge(merged, name.replace("__", ".").split("."), value, name)
         return Config.from_dict(merged)
 
-
-def _merge(target: dict, path: list[str], value: Any, full_name: str) -> None:
-    head, rest = path[0], path[1:]
-    if head not in target:
-        raise ConfigError(f"unknown option '{full_name}'{_nearest(head, target)}")
-    if rest:
-        if not isinstance(target[head], dict):
-            raise ConfigError(f"unknown option '{full_name}': '{head}' has no fields of its own")
-        _merge(target[head], rest, value, full_name)
-    elif isinstance(target[head], dict):
-        if not isinstance(value, dict):
-            raise ConfigError(f"'{full_name}' is a section: give it a dictionary of its fields, not {value!r}")
-        for name, inner in value.items():
-            _merge(target[head], [name], inner, f"{full_name}.{name}")
-    else:
-        target[head] = value
-
-
-def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _build(cls, values: dict, prefix: str):
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{prefix or 'config'}' should be a dictionary, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            raise ConfigError(f"unknown option '{prefix}{name}'{_nearest(name, hints)}")
-    built = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            built[name] = _build(hint, value, f"{prefix}{name}.")
-        else:
-            built[name] = _convert(value, hint, f"{prefix}{name}")
-    return cls(**built)
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint`: int, float, bool, str, or (nested) tuples of these."""
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, (list, tuple)):
-            value = (value,)  # one number where several may stand: shorter_edge=800
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
-        if len(kinds) != len(value):
-            raise ConfigError(f"{name} = {value!r}: needs {len(kinds)} values")
-        return tuple(_convert(item, kind, name) for item, kind in zip(value, kinds))
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and is_number:
-        return float(value)
-    if hint is int and is_number and float(value).is_integer():
-        return int(value)
-    if hint in (bool, str) and isinstance(value, hint):
-        return value
-    raise ConfigError(f"{name} = {value!r}: should be of type {hint.__name__}")
+    def with_steps(self, steps: int) -> Config:
+        """The same schedule over another number of steps: warm-up and decay keep their share of it."""
+        training = self.training
+        return self.replace(
+            training__steps=steps,
+            training__warmup_steps=round(steps * training.warmup_steps / training.steps),
+            training__decay_steps=tuple(round(steps * step / training.steps) for step in training.decay_steps),
+        )

@@ -94,6 +94,12 @@ def test_unknown_preset_names_the_nearest():
         presets.preset("zzz")
 
 
+def test_another_number_of_steps_keeps_the_shares_of_the_schedule():
+    training = presets.preset("nucleus").with_steps(40).training
+    assert (training.steps, training.warmup_steps, training.decay_steps) == (40, 10, (32,))
+    assert presets.preset("nucleus").with_steps(400) == presets.preset("nucleus")
+
+
 def test_another_class_count_drops_the_presets_names():
     assert presets.preset("shapes", num_classes=5).class_names == ()
     assert presets.preset("shapes").class_names == ("circle", "square", "triangle")

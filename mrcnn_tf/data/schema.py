@@ -5,6 +5,7 @@ Shape letters: G objects of one image, H W pixels, J keypoints, N images.
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Example:
 
 
 @dataclass
-class Dataset:
+class Dataset(abc.ABC):
     """N images with their objects; a reader fills the fields and overrides `example`.
 
     Attributes:
@@ -76,9 +77,9 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @abc.abstractmethod
     def example(self, index: int) -> Example:
         """The record at position `index` (0..N-1)."""
-        raise NotImplementedError
 
     def object_counts(self) -> np.ndarray:
         """[N] int32: how many objects, crowds not counted, each image has."""

@@ -40,18 +40,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_config(class_names: tuple[str, ...], steps: int | None) -> mrcnn_tf.Config:
-    """The preset for these classes; with other steps its warm-up and decay move by the same share."""
+    """The preset for these classes, with its schedule over `steps`."""
     config = mrcnn_tf.preset("coco_mini", num_classes=len(class_names), class_names=class_names)
-    if steps is None:
-        return config
-    training = config.training
-    share = steps / training.steps
-    changed = {
-        "steps": steps,
-        "warmup_steps": round(share * training.warmup_steps),
-        "decay_steps": tuple(round(share * step) for step in training.decay_steps),
-    }
-    return config.replace(training=changed)
+    return config.with_steps(steps or config.training.steps)
 
 
 def main() -> int:

@@ -39,18 +39,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_config(steps: int | None) -> mrcnn_tf.Config:
-    """The preset; with fewer steps its warm-up and decay come earlier by the same share."""
+    """The preset, with its schedule over `steps`."""
     config = mrcnn_tf.preset("nucleus")
-    if steps is None:
-        return config
-    training = config.training
-    share = steps / training.steps
-    shortened = {
-        "steps": steps,
-        "warmup_steps": round(share * training.warmup_steps),
-        "decay_steps": tuple(round(share * step) for step in training.decay_steps),
-    }
-    return config.replace(training=shortened)
+    return config.with_steps(steps or config.training.steps)
 
 
 def main() -> int:

@@ -34,9 +34,7 @@ def parse_arguments() -> argparse.Namespace:
 def make_config(steps: int | None) -> mrcnn_tf.Config:
     """The preset, shortened where asked for, with an epoch (a point in the curves) every twentieth of the training."""
     config = mrcnn_tf.preset("shapes")
-    if steps is not None:
-        decay_steps = tuple(steps * step // config.training.steps for step in config.training.decay_steps)
-        config = config.replace(training={"steps": steps, "decay_steps": decay_steps})
+    config = config.with_steps(steps or config.training.steps)
     return config.replace(training__steps_per_epoch=max(1, config.training.steps // 20))
 
 
