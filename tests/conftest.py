@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -46,3 +47,17 @@ def backbone_weights(data_dir) -> Path:
 def reference_dir() -> Path:
     """The folder with numbers recorded from other implementations."""
     return _there(_SHARED / "reference", "the folder of recorded numbers")
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    """What torchvision answered (tests/reference)."""
+    path = Path(__file__).resolve().parent / "reference" / "torchvision_ops.npz"
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def yx():
+    """[x1, y1, x2, y2] or (dx, dy, dw, dh) -> [y1, x1, y2, x2] or (dy, dx, dh, dw), and back."""
+    return lambda values: np.ascontiguousarray(values[..., [1, 0, 3, 2]])
