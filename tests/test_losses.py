@@ -1,16 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from mrcnn_tf import losses
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    with np.load(Path(__file__).resolve().parent / "reference" / "torchvision_ops.npz") as arrays:
-        return {name: arrays[name] for name in arrays.files if name.startswith(("loss", "mask_target"))}
 
 
 def ratio(pair):
