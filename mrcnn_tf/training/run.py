@@ -105,14 +105,12 @@ def train(
         config: the model, the schedule and the data's treatment. Without class names it takes those of
             `train_set`.
         train_set: a data set (`data.schema.Dataset`).
-        val_set: evaluated every `config.training.evaluate_every` epochs and at the end; None (or an
-            `evaluate_every` of 0) leaves that out.
+        val_set: evaluated every `config.training.evaluate_every` epochs (0: never) and at the end; may be None.
         run_dir: the folder of this training.
         devices: see `distribution.strategy`.
         batch_size: images of a step over all devices; None takes `config.training.images_per_device` for each.
         backbone_weights: a file for `weights.load_backbone`. Not read again when resuming.
-        reinitialize_stages: stages of the backbone that start anew instead.
-        last_norm_gamma: see `weights.load_backbone`.
+        reinitialize_stages, last_norm_gamma: stages that start anew instead; see `weights.load_backbone`.
         initial_weights: weights of a whole model (`.weights.h5` or `.keras`) to start from.
         resume: False moves an earlier training of this folder to `earlier-1` (2, ...) in it and starts anew.
         validation_losses: whether to compute the losses on `val_set` as well.
@@ -125,34 +123,38 @@ def train(
         DistributionError: see `distribution.strategy`.
         WeightsError: weights that do not fit.
         CheckpointError: the folder holds another training.
-        NonFiniteLossError: a loss became NaN or infinite.
-        TrainingInterrupted: Ctrl-C or SIGTERM, after saving.
+        NonFiniteLossError, TrainingInterrupted: a loss became NaN or infinite; Ctrl-C or SIGTERM, after saving.
     """
     chosen = strategy(devices)
     config = _with_classes(config, train_set, val_set)
     run = _prepare(config, train_set, global_batch_size(chosen, config.training.images_per_device, batch_size), run_dir)
-    if not resume:
-        _set_aside(run.run_dir)
-    _clean(run.run_dir)
-    model = _build(config, chosen, run.plan.batch_size)
-    found = run.checkpoint.restore(model)
-    report = None
-    if found is None:
-        report = _load(model, initial_weights, backbone_weights, reinitialize_stages, last_norm_gamma, run.run_dir)
-    else:
-        logger.info("resuming from %s: step %d of %d", found, run.progress.step, run.progress.total_steps)
+    weights = (initial_weights, backbone_weights, reinitialize_stages, last_norm_gamma)
+    model, report = _start(run, chosen, resume, *weights)
     start = run.progress.step
-    write_atomically(run.run_dir / "config.json", lambda path: path.write_text(config.to_json() + "\n", "utf-8"))
     every = _callbacks(run, val_set if config.training.evaluate_every else None, validation_losses, callbacks, verbose)
     with run.stop, clear_data_errors():
         _finish_epoch(run, model)
         fit_steps(model, lambda step: _batches(run, train_set, step), run.progress, every)
         _save(model, run, start)
     run.board.close()
-    progress = run.progress
-    return TrainingResult(
-        *(model, run.log.history, run.run_dir, progress.step, start, progress.best_ap, progress.best_step, report)
-    )
+    done, best_ap, best_step = run.progress.step, run.progress.best_ap, run.progress.best_step
+    return TrainingResult(model, run.log.history, run.run_dir, done, start, best_ap, best_step, report)
+
+
+def _start(run: _Run, chosen: tf.distribute.Strategy, resume: bool, *weights) -> tuple[keras.Model, Any]:
+    """The model at the checkpoint's step, or at step 0 with its first weights and the report on them."""
+    if not resume:
+        _set_aside(run.run_dir)
+    _clean(run.run_dir)
+    model = _build(run.config, chosen, run.plan.batch_size)
+    found = run.checkpoint.restore(model)
+    report = None
+    if found is None:
+        report = _load(model, *weights, run.run_dir)
+    else:
+        logger.info("resuming from %s: step %d of %d", found, run.progress.step, run.progress.total_steps)
+    write_atomically(run.run_dir / "config.json", lambda path: path.write_text(run.config.to_json() + "\n", "utf-8"))
+    return model, report
 
 
 def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
