@@ -10,6 +10,12 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+
+def pytest_collection_modifyitems(items):
+    """The samples' long trainings come last: a limited time is spent on everything else first."""
+    items.sort(key=lambda item: "samples" in item.path.parts and item.get_closest_marker("slow") is not None)
+
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
