@@ -49,9 +49,6 @@ print(json.dumps({"worst": worst, "logs": logs, "many_logs": many_logs, "norm": 
     ("replicas", "norm", "clip", "side"),
     [
         (8, "frozen", 0.0, 64),
-        # The statistics of a synchronised norm need more than the four cells that C5 has at 64 pixels: with so few,
-        # dividing by a small deviation blows the last digit of float32 up.
-        pytest.param(2, "sync_batch", 0.0, 128, marks=pytest.mark.slow),
         pytest.param(4, "group", 0.5, 64, marks=pytest.mark.slow),
     ],
 )
