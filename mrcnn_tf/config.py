@@ -12,227 +12,20 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrcnn_tf.config_stages import (
+    BRANCHES,
+    AnchorConfig,
+    BackboneConfig,
+    BoxHeadConfig,
+    DetectionsConfig,
+    FPNConfig,
+    InputConfig,
+    KeypointHeadConfig,
+    MaskHeadConfig,
+    RoIConfig,
+    RPNConfig,
+)
 from mrcnn_tf.config_values import ConfigError, build, check, merge
-
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-NORMS = ("frozen", "batch", "sync_batch", "group")
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """How an image enters the network (section 3.1: the shorter edge is resized to 800 pixels).
-
-    `shorter_edge` may hold several values: training draws one of them for each image (scale jitter),
-    inference uses the last. `mean` and `std` have one value per channel, in the order in which the
-    network takes the channels (`channel_order`); the caller's images are always RGB.
-    """
-
-    channels: int = 3
-    shorter_edge: tuple[int, ...] = (800,)
-    longer_edge: int = 1333
-    size_divisor: int = 32
-    channel_order: str = "bgr"
-    mean: tuple[float, ...] = (103.939, 116.779, 123.68)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self):
-        check(self.channels >= 1, self, "channels", "at least one channel is needed")
-        check(len(self.shorter_edge) >= 1 and min(self.shorter_edge) >= 1, self, "shorter_edge", "positive pixels")
-        check(self.longer_edge >= max(self.shorter_edge), self, "longer_edge", "not below shorter_edge")
-        check(self.size_divisor % 32 == 0 and self.size_divisor > 0, self, "size_divisor", "a multiple of 32")
-        check(self.channel_order in ("rgb", "bgr"), self, "channel_order", "'rgb' or 'bgr'")
-        for name in ("mean", "std"):
-            rule = f"needs one value per channel ({self.channels})"
-            check(len(getattr(self, name)) == self.channels, self, name, rule)
-        check(min(self.std) > 0, self, "std", "positive values")
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The residual network (section 3, network architecture).
-
-    `stride_in` says which convolution of a bottleneck carries the stride: the first "1x1" (the
-    original ResNet, Keras applications) or the "3x3" (torchvision). `frozen_stages` counts from the
-    input: 0 none, 1 the stem, 2 the stem and conv2, up to 5. `norm` "frozen" uses the stored
-    statistics and trains nothing of the norm, as the paper does.
-    """
-
-    name: str = "resnet50"
-    norm: str = "frozen"
-    stride_in: str = "1x1"
-    frozen_stages: int = 2
-    norm_epsilon: float = 1.001e-5
-
-    def __post_init__(self):
-        check(self.name in BACKBONES, self, "name", f"one of {', '.join(BACKBONES)}")
-        check(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
-        check(self.stride_in in ("1x1", "3x3"), self, "stride_in", "'1x1' or '3x3'")
-        check(0 <= self.frozen_stages <= 5, self, "frozen_stages", "0 (none) to 5 (all stages)")
-        check(self.norm_epsilon >= 0, self, "norm_epsilon", "not negative")
-
-
-@dataclass(frozen=True)
-class FPNConfig:
-    """The feature pyramid P2..P6: lateral 1x1 and output 3x3 convolutions of `channels`."""
-
-    channels: int = 256
-
-    def __post_init__(self):
-        check(self.channels >= 1, self, "channels", "positive")
-
-
-@dataclass(frozen=True)
-class AnchorConfig:
-    """Anchors: one tuple of sizes per pyramid level P2..P6, the same ratios (height/width) on each.
-
-    `offset` shifts the centres by that share of a stride: 0 puts them at multiples of the stride
-    (Detectron2, torchvision). `rounded` rounds the corners to whole pixels as torchvision does.
-    `stride_rule` "level" takes 4, 8, 16, 32, 64 pixels as the distances of the centres; "image" the
-    padded image's side // the map's side, as torchvision does: less where a map's side was rounded up.
-    """
-
-    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    offset: float = 0.0
-    rounded: bool = False
-    stride_rule: str = "level"
-
-    def __post_init__(self):
-        check(len(self.sizes) == 5, self, "sizes", "one tuple of sizes for each of the levels P2..P6")
-        same = len({len(level) for level in self.sizes}) == 1 and len(self.sizes[0]) >= 1
-        check(same, self, "sizes", "every level needs the same number (at least 1) of sizes")
-        check(min(min(level) for level in self.sizes) > 0, self, "sizes", "positive pixels")
-        check(len(self.ratios) >= 1 and min(self.ratios) > 0, self, "ratios", "at least one positive ratio")
-        check(0.0 <= self.offset < 1.0, self, "offset", "in [0, 1)")
-        check(self.stride_rule in ("level", "image"), self, "stride_rule", "'level' or 'image'")
-
-    @property
-    def per_position(self) -> int:
-        """Anchors at each position of a feature map (A in the shape letters)."""
-        return len(self.sizes[0]) * len(self.ratios)
-
-
-@dataclass(frozen=True)
-class RPNConfig:
-    """The region proposal network, its training targets and its proposals (section 3.1)."""
-
-    channels: int = 256
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    low_quality_matches: bool = True
-    anchors_per_image: int = 256
-    positive_fraction: float = 0.5
-    box_loss_beta: float = 1.0 / 9.0
-    pre_nms_train: int = 2000
-    pre_nms_test: int = 1000
-    post_nms_train: int = 2000
-    post_nms_test: int = 1000
-    nms_iou: float = 0.7
-    min_size: float = 0.0
-
-    def __post_init__(self):
-        check(
-            0 < self.negative_iou <= self.positive_iou <= 1, self, "negative_iou", "0 < negative <= positive_iou <= 1"
-        )
-        for name in (
-            "channels",
-            "anchors_per_image",
-            "pre_nms_train",
-            "pre_nms_test",
-            "post_nms_train",
-            "post_nms_test",
-        ):
-            check(getattr(self, name) >= 1, self, name, "at least 1")
-        check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
-        check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
-        check(self.box_loss_beta >= 0 and self.min_size >= 0, self, "box_loss_beta", "not negative")
-
-
-@dataclass(frozen=True)
-class RoIConfig:
-    """RoI sampling for training and RoIAlign (section 3, RoIAlign; section 3.1, training).
-
-    `half_pixel` applies the half-pixel shift of feature coordinates (Detectron2 does, the first
-    torchvision checkpoints do not); `samples` is the number of sampling points per bin and side.
-    """
-
-    rois_per_image: int = 512
-    positive_fraction: float = 0.25
-    positive_iou: float = 0.5
-    half_pixel: bool = True
-    samples: int = 2
-    canonical_size: float = 224.0
-    canonical_level: int = 4
-
-    def __post_init__(self):
-        check(self.rois_per_image >= 1, self, "rois_per_image", "at least 1")
-        check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
-        check(0 < self.positive_iou <= 1, self, "positive_iou", "in (0, 1]")
-        check(self.samples >= 1, self, "samples", "at least 1")
-        check(self.canonical_size > 0, self, "canonical_size", "positive pixels")
-        check(2 <= self.canonical_level <= 5, self, "canonical_level", "2 to 5")
-
-
-@dataclass(frozen=True)
-class BoxHeadConfig:
-    """The box branch: fully connected layers, then class scores and per-class box deltas (figure 3)."""
-
-    pool: int = 7
-    fc: tuple[int, ...] = (1024, 1024)
-    delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    loss_beta: float = 1.0
-
-    def __post_init__(self):
-        check(self.pool >= 1, self, "pool", "at least 1")
-        check(len(self.fc) >= 1 and min(self.fc) >= 1, self, "fc", "at least one positive width")
-        check(
-            len(self.delta_weights) == 4 and min(self.delta_weights) > 0,
-            self,
-            "delta_weights",
-            "4 positive (dy, dx, dh, dw)",
-        )
-        check(self.loss_beta >= 0, self, "loss_beta", "not negative")
-
-
-@dataclass(frozen=True)
-class MaskHeadConfig:
-    """The mask branch: convolutions, a deconvolution, K sigmoid masks (figure 3, right)."""
-
-    pool: int = 14
-    convs: tuple[int, ...] = (256, 256, 256, 256)
-    deconv: int = 256
-
-    def __post_init__(self):
-        check(self.pool >= 1, self, "pool", "at least 1")
-        check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
-        check(self.deconv >= 1, self, "deconv", "positive")
-
-    @property
-    def side(self) -> int:
-        """Side of a predicted mask in cells (M in the shape letters)."""
-        return 2 * self.pool
-
-
-@dataclass(frozen=True)
-class DetectionsConfig:
-    """Inference (section 3.1): per-class NMS, masks for the best `max_per_image` boxes only.
-
-    `paste` "exact" stretches a mask over its box as it is; "torchvision" over the box with its
-    corners cut to whole pixels, as torchvision does.
-    """
-
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    max_per_image: int = 100
-    mask_threshold: float = 0.5
-    paste: str = "exact"
-
-    def __post_init__(self):
-        check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
-        check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
-        check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
-        check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
-        check(self.paste in ("exact", "torchvision"), self, "paste", "'exact' or 'torchvision'")
 
 
 @dataclass(frozen=True)
@@ -291,10 +84,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole Mask R-CNN: `num_classes` is K, the data set's classes without the background."""
+    """A whole Mask R-CNN: `num_classes` is K, the data set's classes without the background.
+
+    `branches` are those beside the box branch: "mask", "keypoints", both, or none (a Faster R-CNN with RoIAlign).
+    """
 
     num_classes: int = 80
     class_names: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ("mask",)
     input: InputConfig = field(default_factory=InputConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
@@ -303,6 +100,7 @@ class Config:
     roi: RoIConfig = field(default_factory=RoIConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    keypoint_head: KeypointHeadConfig = field(default_factory=KeypointHeadConfig)
     detections: DetectionsConfig = field(default_factory=DetectionsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -311,6 +109,24 @@ class Config:
         check(self.num_classes >= 1, self, "num_classes", "at least one class beside the background")
         fits = not self.class_names or len(self.class_names) == self.num_classes
         check(fits, self, "class_names", f"{self.num_classes} names are needed, one per class (num_classes)")
+        known = len(set(self.branches)) == len(self.branches) and set(self.branches) <= set(BRANCHES)
+        check(known, self, "branches", f"each at most once, of {', '.join(BRANCHES)}")
+        features = self.backbone.features
+        levels = len(self.anchors.sizes)
+        right = 5 if features == "fpn" else 1
+        which = "each of the levels P2..P6" if features == "fpn" else f"the one map of the features '{features}'"
+        check(levels == right, self.anchors, "sizes", f"one tuple of sizes for {which}")
+        if features == "fpn":
+            check(self.input.size_divisor % 32 == 0, self.input, "size_divisor", "a multiple of 32 (features 'fpn')")
+        bottleneck = self.backbone.name not in ("resnet18", "resnet34")
+        check(features != "dc5" or bottleneck, self.backbone, "features", "'dc5' needs a backbone of bottlenecks")
+
+    @property
+    def mask_side(self) -> int:
+        """Side of a predicted mask in cells (M in the shape letters): twice that of the features it is made of."""
+        if self.backbone.features != "c4":
+            return 2 * self.mask_head.pool
+        return 2 * -(-self.mask_head.pool // self.box_head.res5_stride)
 
     def to_dict(self) -> dict:
         """A plain dictionary of numbers, strings, lists and dictionaries."""

@@ -351,7 +351,7 @@ class _Stages:
             name="detection_targets",
         )(rois, scores, *truth, inputs["seed"])
         class_logits, box_deltas = self.box_head(self.box_align(features[:4], *FlattenRoIs()(sampled["rois"])))
-        positives = MaskTargets(config.mask_head.side, name="mask_targets")(
+        positives = MaskTargets(config.mask_side, name="mask_targets")(
             sampled["rois"], sampled["classes"], sampled["matched"], inputs["boxes"], inputs["masks"]
         )
         mask_features = self.mask_align(features[:4], positives["rois"], positives["image_index"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from mrcnn_tf.coco_names import CLASSES, CLASSES_WITH_GAPS
 from mrcnn_tf.config import Config, ConfigError
 
 _PAPER: dict = {}  # The defaults of `Config` are the paper's: R50-FPN, 800 pixels, 16 images, 160k steps.
@@ -102,30 +103,12 @@ _PRESETS: dict[str, tuple[str, dict]] = {
     ),
 }
 
-_COCO = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
-    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
-    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
-    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
-    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
-    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
-    "teddy bear, hair drier, toothbrush"
-).split(", ")
-# COCO's ids run to 90 with ten gaps, which torchvision keeps as classes without objects.
-_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-
-
-def _with_gaps(class_names: list[str]) -> tuple[str, ...]:
-    rest = iter(class_names)
-    return tuple("N/A" if number in _GAPS else next(rest) for number in range(1, 91))
-
-
 _CHECKPOINTS: dict[str, tuple[str, dict]] = {
     "torchvision/maskrcnn_resnet50_fpn": (
         "torchvision's Mask R-CNN ResNet-50-FPN (the first version), on COCO",
         {
             "num_classes": 90,
-            "class_names": _with_gaps(_COCO),
+            "class_names": CLASSES_WITH_GAPS,
             "input": {"channel_order": "rgb", "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
             # As a model without weights has it; for its published weights torchvision sets the epsilon to 0.
             "backbone": {"stride_in": "3x3", "norm_epsilon": 1e-5},
@@ -139,7 +122,7 @@ _CHECKPOINTS: dict[str, tuple[str, dict]] = {
     "detectron2/mask_rcnn_R_50_FPN": (
         "Detectron2's Mask R-CNN ResNet-50-FPN (1x and 3x), on COCO",
         {
-            "class_names": tuple(_COCO),
+            "class_names": CLASSES,
             "input": {"mean": (103.53, 116.28, 123.675)},
             "backbone": {"norm_epsilon": 1e-5},
             "rpn": {"post_nms_train": 1000, "box_loss_beta": 0.0},

@@ -24,7 +24,7 @@ def test_defaults_are_the_papers():
     assert (config.training.learning_rate, config.training.steps) == (0.02, 160_000)
     assert (config.training.decay_steps, config.training.weight_decay) == ((120_000,), 1e-4)
     assert (config.rpn.positive_iou, config.rpn.negative_iou, config.rpn.anchors_per_image) == (0.7, 0.3, 256)
-    assert config.mask_head.side == 28 and config.anchors.per_position == 3
+    assert config.mask_side == 28 and config.anchors.per_position == 3
 
 
 def test_presets_of_public_checkpoints_know_cocos_classes():
