@@ -11,20 +11,25 @@ import numpy as np
 import tensorflow as tf
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> np.ndarray:
+def cell_anchors(
+    sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False, shrink: float = 0.0
+) -> np.ndarray:
     """The anchors [A, 4] of one position, float32 pixels around (0, 0): every ratio with every size, ratios outermost.
 
     Args:
         sizes: square roots of the areas, in pixels.
         ratios: height / width.
         rounded: round the corners to whole pixels, half to even, as torchvision does.
+        shrink: pixels that the lower and the right side are moved inwards at the end, as Matterport's boxes, whose
+            far corner is the last pixel inside, need it.
     """
     ratio = np.sqrt(np.asarray(ratios, np.float32))
     size = np.asarray(sizes, np.float32)
     heights = (ratio[:, None] * size[None, :]).reshape(-1)
     widths = ((np.float32(1.0) / ratio)[:, None] * size[None, :]).reshape(-1)
     cell = np.stack([-heights, -widths, heights, widths], axis=1) / np.float32(2.0)
-    return np.round(cell) if rounded else cell
+    cell = np.round(cell) if rounded else cell
+    return cell - np.array([0.0, 0.0, shrink, shrink], np.float32)
 
 
 def grid_anchors(

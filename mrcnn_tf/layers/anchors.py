@@ -26,6 +26,7 @@ class Anchors(Float32Layer):
         strides: pixels of the input per cell, for each level.
         stride_rule: "level" places the centres `strides` apart; "image" the image's side // the map's side, as
             torchvision does. The image's sides are those of the first map times its stride.
+        shrink: pixels taken off the lower and the right side of every anchor.
 
     Call arguments:
         features: list of L maps [B, H_l, W_l, C]; only their sizes matter.
@@ -42,6 +43,7 @@ class Anchors(Float32Layer):
         rounded: bool = False,
         strides: Sequence[int] = (4, 8, 16, 32, 64),
         stride_rule: str = "level",
+        shrink: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -51,6 +53,7 @@ class Anchors(Float32Layer):
         self.rounded = bool(rounded)
         self.strides = tuple(int(stride) for stride in strides)
         self.stride_rule = stride_rule
+        self.shrink = float(shrink)
         if len(self.sizes) != len(self.strides):
             raise ValueError(f"{len(self.sizes)} levels of anchor sizes do not fit {len(self.strides)} strides")
 
@@ -58,7 +61,7 @@ class Anchors(Float32Layer):
         anchors = []
         image = tuple(side * self.strides[0] for side in _sides(features[0]))
         for feature, stride, sizes in zip(features, self.strides, self.sizes, strict=True):
-            cell = anchor_ops.cell_anchors(sizes, self.ratios, self.rounded)
+            cell = anchor_ops.cell_anchors(sizes, self.ratios, self.rounded, self.shrink)
             sides = _sides(feature)
             if self.stride_rule == "image":
                 stride = tuple(pixels // cells for pixels, cells in zip(image, sides))
@@ -74,8 +77,8 @@ class Anchors(Float32Layer):
         return specs
 
     def get_config(self) -> dict:
-        own = {"sizes": self.sizes, "ratios": self.ratios, "offset": self.offset, "rounded": self.rounded}
-        return {**super().get_config(), **own, "strides": self.strides, "stride_rule": self.stride_rule}
+        names = ("sizes", "ratios", "offset", "rounded", "strides", "stride_rule", "shrink")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def _sides(feature: tf.Tensor) -> tuple:

@@ -27,6 +27,14 @@ def test_rounding_is_half_to_even():
     np.testing.assert_array_equal(anchor_ops.cell_anchors((7,), (1.0,), rounded=True), [[-4, -4, 4, 4]])
 
 
+def test_shrinking_moves_the_far_corner_alone():
+    cell = anchor_ops.cell_anchors((8,), (0.25, 1.0), shrink=1.0)
+    np.testing.assert_allclose(cell, [[-2, -8, 1, 7], [-4, -4, 3, 3]])
+    cell = anchor_ops.cell_anchors((5,), (1.0,), rounded=True, shrink=0.25)  # after the rounding
+    np.testing.assert_array_equal(cell, [[-2, -2, 1.75, 1.75]])
+    assert cell.dtype == np.float32
+
+
 def test_grid_by_hand():
     cell = np.array([[-1, -2, 1, 2], [-3, -3, 3, 3]], np.float32)
     anchors = anchor_ops.grid_anchors((1, 2), 8, cell, offset=0.5).numpy()

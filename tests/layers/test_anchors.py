@@ -26,6 +26,19 @@ def test_strides_by_the_image_as_torchvision_has_them():
     np.testing.assert_array_equal(by_level[4][-1], [3 * 64 - 256, 4 * 64 - 256, 3 * 64 + 256, 4 * 64 + 256])
 
 
+def test_shrunk_as_matterports_with_inclusive_corners():
+    features = [tf.zeros([1, side, side, 1]) for side in (8, 4, 2, 1, 1)]
+    whole, shrunk = (Anchors(SIZES, (2, 1, 0.5), shrink=shrink)(features) for shrink in (0.0, 1.0))
+    for ours, theirs in zip(shrunk, whole):
+        np.testing.assert_allclose(ours, theirs - [0, 0, 1, 1])
+    # Widths by ratios of .5, 1, 2, as they count; the position is (1, 0) on the second level.
+    tall, square, wide = shrunk[1].numpy().reshape(4, 4, 3, 4)[1, 0]
+    side = 64 * 2**0.5 / 2
+    np.testing.assert_allclose(tall, [8 - side, -side / 2, 8 + side - 1, side / 2 - 1], rtol=1e-6)
+    np.testing.assert_allclose(square, [8 - 32, -32, 8 + 31, 31])
+    np.testing.assert_allclose(wide, [8 - side / 2, -side, 8 + side / 2 - 1, side - 1], rtol=1e-6)
+
+
 def test_unknown_sizes_in_a_functional_model():
     features = [keras.Input((None, None, 8)) for _ in SIZES]
     layer = Anchors([(size[0], 2 * size[0]) for size in SIZES], (0.5, 1, 2), offset=0.5)
@@ -53,7 +66,8 @@ def test_levels_and_strides_must_fit():
 
 
 def test_config_round_trip():
-    layer = Anchors(SIZES, (0.5, 2), offset=0.5, rounded=True, stride_rule="image", name="a")
+    layer = Anchors(SIZES, (0.5, 2), offset=0.5, rounded=True, stride_rule="image", shrink=1, name="a")
     again = Anchors.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.stride_rule == "image" and again.rounded and again.offset == 0.5 and again.ratios == (0.5, 2.0)
+    assert again.shrink == 1.0
