@@ -21,6 +21,8 @@ class DetectBoxes(Float32Layer):
     Args:
         score_threshold: only scores above it count. nms_iou: overlap above which the worse box of a class goes.
         max_per_image: D. delta_weights: of the box coder.
+        one_class_per_box: a proposal stands for its likeliest class alone, and for nothing where that is the
+            background (Matterport's rule); else every class of it is tried, as in the paper.
 
     Call arguments:
         class_logits: [B, P, K + 1], class 0 background. deltas: [B, P, K, 4].
@@ -36,6 +38,7 @@ class DetectBoxes(Float32Layer):
         nms_iou: float = 0.5,
         max_per_image: int = 100,
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        one_class_per_box: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -43,11 +46,16 @@ class DetectBoxes(Float32Layer):
         self.nms_iou = float(nms_iou)
         self.max_per_image = int(max_per_image)
         self.delta_weights = tuple(float(weight) for weight in delta_weights)
+        self.one_class_per_box = bool(one_class_per_box)
 
     def call(
         self, class_logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, image_size: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        scores = tf.nn.softmax(tf.cast(class_logits, tf.float32), axis=-1)[..., 1:]
+        scores = tf.nn.softmax(tf.cast(class_logits, tf.float32), axis=-1)
+        if self.one_class_per_box:
+            scores, deltas = _likeliest_class(scores, deltas)
+        else:
+            scores = scores[..., 1:]
         boxes = box_ops.decode(tf.cast(deltas, tf.float32), proposals[:, :, None, :], self.delta_weights)
         boxes = box_ops.clip(boxes, image_size[:, None, :])
         scores = tf.where(box_ops.area(boxes) > 0.0, scores, 0.0)
@@ -69,8 +77,19 @@ class DetectBoxes(Float32Layer):
         return spec(batch, number, 4), spec(batch, number, dtype="int32"), spec(batch, number)
 
     def get_config(self) -> dict:
-        names = ("score_threshold", "nms_iou", "max_per_image", "delta_weights")
+        names = ("score_threshold", "nms_iou", "max_per_image", "delta_weights", "one_class_per_box")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _likeliest_class(scores: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores [B, P, K] that are 0 but for each proposal's best class, and the deltas [B, P, 1, 4] of that class.
+
+    One box for all classes is a form that the batched NMS takes; classes of score 0 do not count in it.
+    """
+    best = tf.argmax(scores, axis=-1, output_type=tf.int32)  # the first of equals: the background before all others
+    one_hot = tf.one_hot(best, tf.shape(scores)[-1], on_value=True, off_value=False, dtype=tf.bool)
+    deltas = tf.gather(deltas, tf.maximum(best - 1, 0)[..., None], axis=2, batch_dims=2)
+    return tf.where(one_hot, scores, 0.0)[..., 1:], deltas
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")

@@ -29,9 +29,26 @@ def test_by_hand():
     assert not boxes[3:].any()
 
 
-def slow_detections(logits, deltas, proposals, size, threshold, iou, number):
+def test_one_class_per_box_by_hand():
+    proposals = np.array([[[0, 0, 10, 10], [0, 1, 10, 11], [50, 50, 70, 70], [20, 20, 30, 30]]], np.float32)
+    logits = log_probabilities([0.1, 0.6, 0.3], [0.15, 0.35, 0.5], [0.4, 0.35, 0.25], [0.5, 0.5, 0.0])
+    deltas = np.zeros((1, 4, 2, 4), np.float32)
+    deltas[0, 0, 0] = [5, 0, 0, 0]  # half a height down, for the class that wins
+    deltas[0, 1, 0] = [5, 0, 0, 0]  # for the class that loses
+    layer = DetectBoxes(score_threshold=0.2, nms_iou=0.5, max_per_image=5, one_class_per_box=True)
+    boxes, classes, scores = (v[0].numpy() for v in layer(logits, deltas, proposals, np.array([[100, 75]], np.int32)))
+    # The background wins the third, and the fourth by standing before its equal.
+    np.testing.assert_array_equal(classes, [1, 2, 0, 0, 0])
+    np.testing.assert_allclose(scores, [0.6, 0.5, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(boxes[:2], [[5, 0, 15, 10], [0, 1, 10, 11]], atol=1e-5)
+
+
+def slow_detections(logits, deltas, proposals, size, threshold, iou, number, one_class=False):
     """One image, with the single-image NMS by class."""
-    scores = tf.nn.softmax(logits).numpy()[:, 1:]
+    scores = tf.nn.softmax(logits).numpy()
+    if one_class:
+        scores = np.where(scores == scores.max(axis=1, keepdims=True), scores, 0)
+    scores = scores[:, 1:]
     boxes = box_ops.clip(box_ops.decode(deltas, proposals[:, None], WEIGHTS), size).numpy()
     rows, columns = np.where((scores > threshold) & (box_ops.area(boxes).numpy() > 0))
     kept = nms_ops.nms_by_class(boxes[rows, columns], scores[rows, columns], columns, iou, number).numpy()
@@ -49,13 +66,15 @@ def random_inputs(batch=2, number=60, classes=5, seed=0, spread=2.0):
     return logits, deltas, proposals, np.array([[80, 90], [100, 60]][:batch], np.int32)
 
 
+@pytest.mark.parametrize("one_class", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3])
-def test_is_what_the_slow_form_says(threshold):
+def test_is_what_the_slow_form_says(threshold, one_class):
     logits, deltas, proposals, sizes = random_inputs()
-    layer = DetectBoxes(threshold, 0.5, max_per_image=40)
+    layer = DetectBoxes(threshold, 0.5, max_per_image=40, one_class_per_box=one_class)
     boxes, classes, scores = layer(logits, deltas, proposals, sizes)
     for image in range(2):
-        expected = slow_detections(logits[image], deltas[image], proposals[image], sizes[image], threshold, 0.5, 40)
+        one = (value[image] for value in (logits, deltas, proposals, sizes))
+        expected = slow_detections(*one, threshold, 0.5, 40, one_class)
         found = len(expected[1])
         assert found > 5
         np.testing.assert_allclose(scores[image, :found], expected[2], atol=1e-6)
@@ -79,21 +98,25 @@ def test_one_class_and_more_places_than_candidates():
     assert set(classes[0].numpy()) == {0, 1} and (classes[0].numpy() > 0).sum() == 3
 
 
-def test_numbers_that_are_none_give_nothing():
+@pytest.mark.parametrize("one_class", [False, True])
+def test_numbers_that_are_none_give_nothing(one_class):
     logits, deltas, proposals, sizes = random_inputs(1)
     logits[0, 0], deltas[0, 1] = np.nan, np.nan
-    boxes, _, scores = DetectBoxes(0.0, max_per_image=1000)(logits, deltas, proposals, sizes)
+    boxes, _, scores = DetectBoxes(0.0, max_per_image=1000, one_class_per_box=one_class)(
+        logits, deltas, proposals, sizes
+    )
     assert np.isfinite(boxes.numpy()).all() and np.isfinite(scores.numpy()).all()
 
 
-def test_unknown_sizes_in_a_functional_model():
+@pytest.mark.parametrize("one_class", [False, True])
+def test_unknown_sizes_in_a_functional_model(one_class):
     inputs = [
         keras.Input((None, 6)),
         keras.Input((None, 5, 4)),
         keras.Input((None, 4)),
         keras.Input((2,), dtype="int32"),
     ]
-    layer = DetectBoxes(max_per_image=9)
+    layer = DetectBoxes(max_per_image=9, one_class_per_box=one_class)
     model = keras.Model(inputs, layer(*inputs))
     specs = [((None, 9, 4), "float32"), ((None, 9), "int32"), ((None, 9), "float32")]
     assert [(output.shape, output.dtype) for output in model.outputs] == specs
@@ -122,7 +145,7 @@ def test_select_masks_in_a_functional_model():
     np.testing.assert_allclose(model([tf.zeros([2, 28, 28, 3]), tf.constant([1, 3])]), 0.5)
 
 
-@pytest.mark.parametrize("layer", [DetectBoxes(0.1, 0.2, 3, (4, 5, 6, 7), name="d"), SelectMasks(name="s")])
+@pytest.mark.parametrize("layer", [DetectBoxes(0.1, 0.2, 3, (4, 5, 6, 7), True, name="d"), SelectMasks(name="s")])
 def test_config_round_trip(layer):
     again = type(layer).from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
