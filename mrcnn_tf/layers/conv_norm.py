@@ -33,8 +33,10 @@ def make_norm(kind: str, epsilon: float) -> keras.layers.Layer:
 class ConvNorm(keras.layers.Layer):
     """[B, H, W, C] -> [B, H', W', F]: convolution without bias, norm, optional ReLU.
 
-    The padding is `kernel_size // 2` on every side (not TensorFlow's "same", which is lopsided for
-    even sizes at stride 2), as in the networks whose weights are loaded here.
+    The padding is `dilation * (kernel_size // 2)` on every side (not TensorFlow's "same", which is
+    lopsided for even sizes at stride 2), as in the networks whose weights are loaded here. With
+    `groups` the channels fall into that many groups, each with its own filters: the kernel is
+    [kernel_size, kernel_size, C / groups, F].
     """
 
     def __init__(
@@ -45,6 +47,9 @@ class ConvNorm(keras.layers.Layer):
         norm: str = "frozen",
         epsilon: float = 1e-5,
         activation: str | None = "relu",
+        groups: int = 1,
+        dilation: int = 1,
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -54,13 +59,17 @@ class ConvNorm(keras.layers.Layer):
         self.norm_kind = norm
         self.epsilon = epsilon
         self.activation = activation
+        self.groups = groups
+        self.dilation = dilation
+        # Fan-out keeps the variance of the gradients (He et al. 2015), the usual start of residual networks.
+        self.kernel_initializer = keras.initializers.get(kernel_initializer) or keras.initializers.VarianceScaling(
+            2.0, mode="fan_out", distribution="untruncated_normal"
+        )
         self.norm = make_norm(norm, epsilon)
 
     def build(self, input_shape):
-        # Fan-out keeps the variance of the gradients (He et al. 2015), the usual start of residual networks.
-        initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
-        shape = (self.kernel_size, self.kernel_size, input_shape[-1], self.filters)
-        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=initializer)
+        shape = (self.kernel_size, self.kernel_size, input_shape[-1] // self.groups, self.filters)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.kernel_initializer)
         self.norm.build((None, None, None, self.filters))
         self.built = True
 
@@ -77,14 +86,22 @@ class ConvNorm(keras.layers.Layer):
         return self.norm_kind != "frozen" and self.norm.trainable
 
     def _convolve(self, inputs, kernel):
-        pad = self.kernel_size // 2
+        pad = self._pad
         padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
         # The same by a name where there is one: gradients with a written-out padding miss the fast kernels.
         if pad == 0:
             padding = "VALID"
         elif self.strides == 1 and self.kernel_size % 2:
             padding = "SAME"
-        return tf.nn.conv2d(inputs, tf.cast(kernel, inputs.dtype), self.strides, padding)
+        kernel = tf.cast(kernel, inputs.dtype)
+        if self.dilation > 1 and not tf.config.list_physical_devices("GPU"):
+            # Through a rearrangement of cells: the CPU has no gradient of a dilated convolution without oneDNN.
+            return tf.nn.convolution(inputs, kernel, self.strides, padding, dilations=self.dilation)
+        return tf.nn.conv2d(inputs, kernel, self.strides, padding, dilations=self.dilation)
+
+    @property
+    def _pad(self) -> int:
+        return self.dilation * (self.kernel_size // 2)
 
     def _scale_and_offset(self, dtype):
         norm = self.norm
@@ -99,7 +116,8 @@ class ConvNorm(keras.layers.Layer):
         def side(length):
             if length is None:
                 return None
-            return (length + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
+            extent = self.dilation * (self.kernel_size - 1) + 1
+            return (length + 2 * self._pad - extent) // self.strides + 1
 
         return (input_shape[0], side(input_shape[1]), side(input_shape[2]), self.filters)
 
@@ -112,4 +130,7 @@ class ConvNorm(keras.layers.Layer):
             "norm": self.norm_kind,
             "epsilon": self.epsilon,
             "activation": self.activation,
+            "groups": self.groups,
+            "dilation": self.dilation,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import FPNConfig
+from mrcnn_tf.layers.conv_norm import ConvNorm
 
 STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
 
@@ -25,19 +26,25 @@ class AddUpsampled(keras.layers.Layer):
         return lateral_shape
 
 
-def fpn(features: list[keras.KerasTensor], config: FPNConfig) -> list[keras.KerasTensor]:
-    """P2..P6 [B, H / stride, W / stride, channels] of C2..C5; P6 is every second cell of P5."""
+def fpn(features: list[keras.KerasTensor], config: FPNConfig, epsilon: float = 1e-5) -> list[keras.KerasTensor]:
+    """P2..P6 [B, H / stride, W / stride, channels] of C2..C5; P6 is every second cell of P5.
+
+    `epsilon` is that of the norms, where `config.norm` asks for some.
+    """
     lateral, output = [], []
     for level, feature in zip(range(2, 6), features):
-        lateral.append(_conv(config, 1, f"fpn_lateral{level}")(feature))
+        lateral.append(_conv(config, epsilon, 1, f"fpn_lateral{level}")(feature))
     for index in (2, 1, 0):
         lateral[index] = AddUpsampled(name=f"fpn_add{index + 2}")(lateral[index], lateral[index + 1])
     for level, feature in zip(range(2, 6), lateral):
-        output.append(_conv(config, 3, f"fpn_output{level}")(feature))
+        output.append(_conv(config, epsilon, 3, f"fpn_output{level}")(feature))
     output.append(keras.layers.MaxPooling2D(1, strides=2, name="fpn_p6")(output[-1]))
     return output
 
 
-def _conv(config: FPNConfig, size: int, name: str) -> keras.layers.Conv2D:
+def _conv(config: FPNConfig, epsilon: float, size: int, name: str) -> keras.layers.Layer:
     # Xavier's uniform as in the reference implementations: no ReLU follows these convolutions.
-    return keras.layers.Conv2D(config.channels, size, padding="same", kernel_initializer="glorot_uniform", name=name)
+    start = {"kernel_initializer": "glorot_uniform", "name": name}
+    if config.norm == "none":
+        return keras.layers.Conv2D(config.channels, size, padding="same", **start)
+    return ConvNorm(config.channels, size, norm=config.norm, epsilon=epsilon, activation=None, **start)

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import MaskHeadConfig
+from mrcnn_tf.networks.convs import relu_convs
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
@@ -54,27 +55,25 @@ def _deconv_start(channels: int) -> keras.initializers.Initializer:
 class MaskHead:
     """The layers of the mask branch; calling it twice shares the weights.
 
-    Call: RoI features [N, S, S, C] -> mask logits [N, M, M, K].
+    Call: RoI features [N, S, S, C] -> mask logits [N, M, M, K], float32. `epsilon` is that of the norms.
     """
 
-    def __init__(self, config: MaskHeadConfig, num_classes: int):
-        he_normal = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
-        self.convs = [
+    def __init__(self, config: MaskHeadConfig, num_classes: int, epsilon: float = 1e-5):
+        self.layers = [
+            *relu_convs(config.convs, "mask_conv", config.norm, epsilon),
+            Deconv2x2(config.deconv, name="mask_deconv"),
             keras.layers.Conv2D(
-                width, 3, padding="same", activation="relu", kernel_initializer=he_normal, name=f"mask_conv{number}"
-            )
-            for number, width in enumerate(config.convs, start=1)
+                num_classes,
+                1,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
+                name="mask_logits",
+            ),
+            # Mixed precision ends here; a float32 `mask_logits` would turn its large input into float32.
+            keras.layers.Activation("linear", dtype="float32", name="mask_logits_float32"),
         ]
-        self.deconv = Deconv2x2(config.deconv, name="mask_deconv")
-        self.logits = keras.layers.Conv2D(
-            num_classes,
-            1,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
-            name="mask_logits",
-        )
 
     def __call__(self, features: keras.KerasTensor) -> keras.KerasTensor:
         x = features
-        for layer in self.convs:
+        for layer in self.layers:
             x = layer(x)
-        return self.logits(self.deconv(x))
+        return x

@@ -67,7 +67,7 @@ def test_rpn_head_orders_anchors_by_position_then_kind():
     features = [np.random.rand(2, 5, 7, 4).astype("float32"), np.random.rand(2, 3, 4, 4).astype("float32")]
     logits, deltas = head(features)
     assert [value.shape for value in logits] == [(2, 105), (2, 36)]
-    hidden = head.conv(features[0])
+    hidden = head.convs[0](features[0])
     np.testing.assert_allclose(logits[0].numpy().reshape(2, 5, 7, 3), head.objectness(hidden), atol=1e-6)
     np.testing.assert_allclose(deltas[0].numpy().reshape(2, 5, 7, 12), head.deltas(hidden), atol=1e-6)
 
