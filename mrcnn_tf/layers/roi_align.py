@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.geometry import boxes as box_ops
+from mrcnn_tf.geometry import crops
 from mrcnn_tf.layers.base import Float32Layer, spec
 
 
@@ -82,10 +83,7 @@ class RoIAlign(Float32Layer):
         feature = tf.pad(tf.cast(feature, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
         last_cell = tf.cast(tf.shape(feature)[1:3] - 1, tf.float32)
         corners = tf.concat([(low + half_step + 1.0) / last_cell, (high - half_step + 1.0) / last_cell], axis=-1)
-        sampled = tf.image.crop_and_resize(feature, corners, image_index, [grid, grid])
-        if self.samples == 1:
-            return sampled
-        return tf.nn.avg_pool2d(sampled, self.samples, self.samples, "VALID")
+        return crops.crop_and_average(feature, corners, image_index, self.size, self.samples)
 
     def compute_output_spec(self, features, boxes, image_index):
         return spec(boxes.shape[0], self.size, self.size, features[0].shape[-1])
