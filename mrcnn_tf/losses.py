@@ -1,6 +1,7 @@
-"""The five losses of Mask R-CNN, L = L_cls + L_box + L_mask with the two of the proposal network (section 3).
+"""The losses of Mask R-CNN: L = L_cls + L_box + L_mask with the two of the proposal network (section 3), keypoints (5).
 
-Shape letters: B images, N anchors, R sampled RoIs, P positive RoIs, K classes, M mask side.
+Shape letters: B images, N anchors, R sampled RoIs, P positive RoIs, K classes, M mask side, J keypoints, S side of a
+heat map.
 
 Each function returns (total, count), float32 scalars summed over what one replica sees. The caller divides the total
 by the count over all replicas, so loss and gradient do not depend on how a batch is split.
@@ -88,3 +89,17 @@ def mask_loss(logits: tf.Tensor, targets: tf.Tensor, classes: tf.Tensor) -> tupl
     target = tf.gather_nd(tf.reshape(targets, [-1, pixels]), valid)
     loss = tf.nn.sigmoid_cross_entropy_with_logits(target, chosen)
     return tf.reduce_sum(loss) / pixels, tf.cast(count, tf.float32)
+
+
+def keypoint_loss(logits: tf.Tensor, index: tf.Tensor, valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Softmax cross-entropy over the cells of each visible keypoint's map (section 5); the count is that of keypoints.
+
+    `logits` [P, S, S, J]; `index` [P, J] int32, row * S + column of the keypoint; `valid` [P, J], 0 ignores it.
+    """
+    cells = logits.shape[1] * logits.shape[2]
+    # Most maps of a batch have no keypoint: they are left out before anything is computed.
+    chosen = tf.where(valid > 0)
+    maps = tf.transpose(tf.reshape(logits, [-1, cells, logits.shape[3]]), [0, 2, 1])
+    maps = tf.cast(tf.gather_nd(maps, chosen), tf.float32)
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather_nd(index, chosen), maps)
+    return tf.reduce_sum(loss), tf.cast(tf.shape(chosen)[0], tf.float32)

@@ -38,6 +38,15 @@ def test_mask_loss_equals_torchvision(recorded):
     assert float(pair[1]) == 40
 
 
+def test_keypoint_loss_equals_torchvision(recorded):
+    # torchvision took the recorded heat maps as the predictions and the targets of the same boxes.
+    logits = recorded["keypoint_heatmaps"].astype(np.float32).transpose(0, 2, 3, 1)
+    index, valid = recorded["keypoint_target_index"].astype(np.int32), recorded["keypoint_target_valid"]
+    pair = losses.keypoint_loss(tf.constant(logits), index, valid.astype(np.float32))
+    assert ratio(pair) == pytest.approx(float(recorded["loss_keypoint"]), rel=1e-5)
+    assert float(pair[1]) == valid.sum()
+
+
 # === By hand ===
 
 
@@ -95,6 +104,38 @@ def test_mask_gradient_reaches_the_own_mask_only():
     assert (gradient[0, ..., 1] < 0).all()
     gradient[0, ..., 1] = 0
     assert not gradient.any()
+
+
+def test_keypoint_loss_by_hand():
+    logits = np.full((2, 2, 2, 3), 50, np.float32)
+    logits[0, ..., 1] = np.log([[0.5, 0.25], [0.125, 0.125]])
+    logits[1, ..., 2] = [[0, 0], [0, 0]]
+    index = tf.constant([[0, 2, 0], [3, 3, 3]])
+    valid = tf.constant([[0.0, 1, 0], [0, 0, 1]])
+    total, count = losses.keypoint_loss(tf.constant(logits), index, valid)
+    assert float(total) == pytest.approx(np.log(8) + np.log(4), rel=1e-6)
+    assert float(count) == 2
+
+
+def test_keypoint_gradient_is_softmax_less_target_on_valid_maps_only():
+    logits = tf.Variable(tf.random.stateless_normal([2, 3, 4, 2], [1, 2]))
+    with tf.GradientTape() as tape:
+        total, _ = losses.keypoint_loss(logits, tf.constant([[7, 0], [1, 11]]), tf.constant([[1.0, 0], [0, 1]]))
+    gradient = tf.convert_to_tensor(tape.gradient(total, logits)).numpy().reshape(2, 12, 2)
+    flat = logits.numpy().reshape(2, 12, 2)
+    for roi, keypoint, cell in ((0, 0, 7), (1, 1, 11)):
+        share = np.exp(flat[roi, :, keypoint]) / np.exp(flat[roi, :, keypoint]).sum()
+        np.testing.assert_allclose(gradient[roi, :, keypoint], share - np.eye(12)[cell], atol=1e-6)
+    assert not gradient[0, :, 1].any() and not gradient[1, :, 0].any()
+
+
+def test_keypoint_loss_without_keypoints():
+    for rois in (0, 2):
+        logits = tf.Variable(tf.fill([rois, 4, 4, 3], np.inf))
+        with tf.GradientTape() as tape:
+            total, count = losses.keypoint_loss(logits, tf.zeros([rois, 3], tf.int32), tf.zeros([rois, 3]))
+        assert (float(total), float(count)) == (0, 0)
+        assert not np.any(tf.convert_to_tensor(tape.gradient(total, logits)))
 
 
 # === Nothing to learn from, and parts that must not matter ===
