@@ -129,6 +129,35 @@ _CHECKPOINTS: dict[str, tuple[str, dict]] = {
             "box_head": {"loss_beta": 0.0},
         },
     ),
+    # Other choices of its users: a side of the square of their own is longer_edge and size_divisor both, BACKBONE is
+    # backbone.name, RPN_ANCHOR_SCALES anchors.sizes, DETECTION_MIN_CONFIDENCE detections.score_threshold. What differs:
+    # the image lies in the square's corner, not its middle; beside it is the mean colour, not black; proposals are
+    # thinned level by level, not all levels together; an image of more than 800 pixels on the shorter edge is shrunk.
+    "matterport/mask_rcnn_coco": (
+        "Matterport's Mask_RCNN with ResNet-101-FPN in squares of 1024 pixels, on COCO",
+        {
+            "class_names": CLASSES,
+            "input": {
+                "longer_edge": 1024,
+                "size_divisor": 1024,
+                "channel_order": "rgb",
+                "mean": (123.7, 116.8, 103.9),
+            },
+            "backbone": {"name": "resnet101", "norm_epsilon": 1e-3, "pool_padding": "same"},
+            # Ratios are width / height there.
+            "anchors": {"ratios": (2.0, 1.0, 0.5), "shrink": 1.0},
+            "rpn": {"channels": 512, "pre_nms_train": 6000, "pre_nms_test": 6000},
+            # It rounds levels where equation 1 cuts them off, and counts a square of 1024 pixels as 1023 wide.
+            "roi": {
+                "rois_per_image": 200,
+                "positive_fraction": 0.33,
+                "layer": "crop",
+                "canonical_size": 224.0 / 2**0.5 * 1023 / 1024,
+            },
+            "detections": {"score_threshold": 0.7, "nms_iou": 0.3, "one_class_per_box": True},
+            "training": {"learning_rate": 0.001, "reference_batch": 2, "clip_norm": 5.0},
+        },
+    ),
 }
 
 
