@@ -21,6 +21,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mrcnn_tf.atomic import UNFINISHED, flush_to_disk, write_atomically
 from mrcnn_tf.training.errors import CheckpointError, NonFiniteLossError
 from mrcnn_tf.training.identity import check_identity
 from mrcnn_tf.training.progress import Progress
@@ -28,26 +29,8 @@ from mrcnn_tf.training.progress import Progress
 logger = logging.getLogger("mrcnn_tf")
 
 FORMAT_VERSION = 1
-UNFINISHED = ".unfinished-"
 WORTH_SAVING = 0.5  # seconds that a checkpoint may take without anyone minding
 READ_ERRORS = (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # ValueError: broken json or array
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a neighbouring name of the same ending, and renames what it wrote to `path`."""
-    path = Path(path)
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    write(unfinished)
-    _flush_to_disk(unfinished)
-    os.replace(unfinished, path)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_json(path: Path, values: dict) -> None:
@@ -78,9 +61,9 @@ class CheckpointStore:
         unfinished.mkdir(parents=True)
         write_atomically(unfinished / "arrays.npz", lambda name: np.savez(name, **arrays))
         _write_json(unfinished / "state.json", state)
-        _flush_to_disk(unfinished)
+        flush_to_disk(unfinished)
         os.replace(unfinished, path)
-        _flush_to_disk(self.folder)
+        flush_to_disk(self.folder)
         for old in self.paths()[: -self.keep]:
             leaving = self.folder / f"{UNFINISHED}{old.name}"
             os.replace(old, leaving)  # never half deleted under its own name

@@ -1,0 +1,53 @@
+"""Layers of a model that no weights were loaded for and that no training has seen: what they answer means nothing.
+
+A model remembers their names as `anew_layers` until it is trained, and says so once when it predicts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+logger = logging.getLogger("mrcnn_tf")
+
+LISTED = 12  # names that a warning shows
+
+
+def mark(model: Any, layers: Iterable[str]) -> None:
+    """Sets `model.anew_layers`, the names of the layers that were started anew, in the model's order."""
+    names = set(layers)
+    order = [name for name in layer_names(model) if name in names]
+    model.anew_layers = tuple(order)
+    model._warned_of_anew_layers = False
+
+
+def clear(model: Any) -> None:
+    """The model has been trained, or all of its weights were loaded."""
+    model.anew_layers = ()
+
+
+def layer_names(model: Any) -> list[str]:
+    """The names of the layers that have weights, in the model's order."""
+    return list(dict.fromkeys(weight.path.split("/")[0] for weight in model.weights))
+
+
+def warn_once(model: Any) -> None:
+    """Logs a warning, once for a model, if it is about to predict with layers that were started anew."""
+    layers = getattr(model, "anew_layers", ())
+    if not layers or getattr(model, "_warned_of_anew_layers", False):
+        return
+    model._warned_of_anew_layers = True
+    logger.warning(
+        "predicting with %s, started anew and not trained since: the results mean nothing before a training",
+        listed(layers, model),
+    )
+
+
+def listed(layers: Iterable[str], model: Any) -> str:
+    """The names for a message: "box_classes, box_deltas", "all layers", or the first few and how many more."""
+    layers = list(layers)
+    if len(layers) == len(layer_names(model)):
+        return "all layers"
+    more = f" and {len(layers) - LISTED} more layers" if len(layers) > LISTED else ""
+    return ", ".join(layers[:LISTED]) + more
