@@ -37,6 +37,9 @@ class ConvNorm(keras.layers.Layer):
     lopsided for even sizes at stride 2), as in the networks whose weights are loaded here. With
     `groups` the channels fall into that many groups, each with its own filters: the kernel is
     [kernel_size, kernel_size, C / groups, F].
+
+    Raises:
+        ValueError: a dilation above 1 with a stride above 1.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class ConvNorm(keras.layers.Layer):
         kernel_initializer=None,
         **kwargs,
     ):
+        if dilation > 1 and strides > 1:
+            raise ValueError(f"a dilation {dilation} needs stride 1, not {strides}")
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size

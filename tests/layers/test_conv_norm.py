@@ -24,16 +24,22 @@ def filled(layer, shape, seed=0):
 
 def convolved(layer, x):
     """The convolution alone, by sums over shifted copies of the padded input."""
-    pad, size, stride = layer.kernel_size // 2, layer.kernel_size, layer.strides
-    kernel = layer.kernel.numpy()
+    size, stride, apart = layer.kernel_size, layer.strides, layer.dilation
+    pad = apart * (size // 2)
+    # The filters of a group see that group's channels: a dense kernel with zeros elsewhere.
+    blocks = np.split(layer.kernel.numpy(), layer.groups, axis=-1)
+    kernel = np.zeros((size, size, x.shape[-1], layer.filters))
+    for group, block in enumerate(blocks):
+        _, _, channels, filters = block.shape
+        kernel[:, :, group * channels : (group + 1) * channels, group * filters : (group + 1) * filters] = block
     padded = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-    height = (padded.shape[1] - size) // stride + 1
-    width = (padded.shape[2] - size) // stride + 1
-    output = np.zeros((x.shape[0], height, width, kernel.shape[-1]))
+    height, width = ((length + 2 * pad - apart * (size - 1) - 1) // stride + 1 for length in x.shape[1:3])
+    output = np.zeros((x.shape[0], height, width, layer.filters))
     for i in range(size):
         for j in range(size):
-            cut = padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-            output += cut @ kernel[i, j]
+            rows = slice(i * apart, i * apart + stride * (height - 1) + 1, stride)
+            columns = slice(j * apart, j * apart + stride * (width - 1) + 1, stride)
+            output += padded[:, rows, columns] @ kernel[i, j]
     return output
 
 
@@ -49,6 +55,27 @@ def test_equals_convolution_then_norm(size, stride, norm):
     output = layer(x, training=False).numpy()
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
     assert output.shape == layer.compute_output_shape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "dilation"), [(3, 1, 4, 1), (3, 2, 4, 1), (3, 1, 1, 2), (3, 1, 2, 3)]
+)
+def test_groups_and_dilation(size, stride, groups, dilation):
+    x = np.random.default_rng(1).normal(size=(2, 10, 13, 8)).astype("float32")
+    layer = ConvNorm(12, size, stride, epsilon=1e-3, activation=None, groups=groups, dilation=dilation)
+    filled(layer, x.shape)
+    assert layer.kernel.shape == (size, size, 8 // groups, 12)
+    norm = layer.norm
+    expected = (convolved(layer, x) - norm.moving_mean.numpy()) / np.sqrt(norm.moving_variance.numpy() + 1e-3)
+    expected = expected * norm.gamma.numpy() + norm.beta.numpy()
+    output = tf.function(layer)(x).numpy()
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+    assert output.shape == layer.compute_output_shape(x.shape)
+
+
+def test_dilation_needs_stride_1():
+    with pytest.raises(ValueError, match="dilation 2 needs stride 1, not 2"):
+        ConvNorm(4, 3, 2, dilation=2)
 
 
 def test_relu():
@@ -99,6 +126,6 @@ def test_gradient_of_the_kernel_through_the_folded_scale():
 
 
 def test_config_round_trip():
-    layer = ConvNorm(4, 3, 2, norm="group", epsilon=1e-4, activation=None, name="one")
+    layer = ConvNorm(4, 3, norm="group", epsilon=1e-4, activation=None, groups=2, dilation=3, name="one")
     again = keras.layers.deserialize(keras.layers.serialize(layer))
     assert again.get_config() == layer.get_config()
