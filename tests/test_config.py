@@ -119,3 +119,32 @@ def test_any_values_survive_json(rate, steps, edges, flip):
         data__flip=flip,
     )
     assert Config.from_json(config.to_json()) == config
+
+
+def test_presets_of_checkpoints_have_their_networks_forms():
+    known = presets.checkpoints()
+    detectron2 = [name for name in known if name.startswith("detectron2/")]
+    assert len(detectron2) == 7 + 7 + 3 and len([name for name in known if name.startswith("torchvision/")]) == 5
+    for name in detectron2:
+        config = presets.preset(name)
+        features = name.rsplit("_", 1)[1].lower()
+        assert config.backbone.features == features
+        assert config.backbone.stride_in == ("3x3" if "X_101" in name else "1x1")
+        assert config.input.std == ((57.375, 57.12, 58.395) if "X_101" in name else (1.0, 1.0, 1.0))
+        assert (config.input.size_divisor, config.anchors.per_position) == ((32, 3) if features == "fpn" else (1, 15))
+        branch = name.split("/")[1].split("_")[0]
+        assert config.branches == {"mask": ("mask",), "faster": (), "keypoint": ("keypoints",)}[branch]
+        assert config.num_classes == (1 if branch == "keypoint" else 80)
+        assert config.rpn.post_nms_train == (2000 if features != "fpn" else 1500 if branch == "keypoint" else 1000)
+        assert (config.rpn.channels, config.rpn.pre_nms_test) == {
+            "fpn": (256, 1000),
+            "c4": (1024, 6000),
+            "dc5": (2048, 6000),
+        }[features]
+    c4, dc5 = (presets.preset(f"detectron2/mask_rcnn_R_101_{features}") for features in ("C4", "DC5"))
+    assert (c4.box_head.pool, c4.box_head.res5_stride, c4.mask_head.convs, c4.mask_side) == (14, 2, (), 14)
+    assert (dc5.box_head.pool, dc5.box_head.fc, dc5.mask_head.convs, dc5.mask_side) == (7, (1024,) * 2, (256,) * 4, 28)
+    second = presets.preset("torchvision/maskrcnn_resnet50_fpn_v2")
+    assert (second.backbone.norm, second.fpn.norm, second.box_head.norm, second.mask_head.norm) == ("batch",) * 4
+    assert (second.rpn.convs, second.box_head.convs, second.box_head.fc) == (2, (256,) * 4, (1024,))
+    assert second.roi.half_pixel is False and second.backbone.norm_epsilon == 1e-5
