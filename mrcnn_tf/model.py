@@ -1,9 +1,9 @@
 """Mask R-CNN as one Keras model: an inference graph, and a training graph over the same layers.
 
-Shape letters: B images, H W pixels, L levels, N anchors, P proposals, R sampled RoIs, D detections,
-G ground-truth objects, K classes, M mask side, S side of a ground-truth crop.
+Shape letters: B images, H W pixels, C channels, D detections, J keypoints, M mask side.
 
-Nothing here is numerical: the stages are in `networks` and `layers`, the losses in `losses`.
+Nothing here is numerical: the graphs are wired in `stages`, of what is in `networks` and `layers`; the losses are in
+`losses`.
 """
 
 from __future__ import annotations
@@ -21,40 +21,28 @@ from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
-from mrcnn_tf.layers.anchors import Anchors
-from mrcnn_tf.layers.detection_targets import DetectionTargets
-from mrcnn_tf.layers.detections import DetectBoxes, SelectMasks
-from mrcnn_tf.layers.normalize import Normalize
-from mrcnn_tf.layers.proposals import Proposals
-from mrcnn_tf.layers.roi_align import RoIAlign
-from mrcnn_tf.layers.rois import FlattenRoIs, MaskTargets, UnflattenRoIs
-from mrcnn_tf.layers.rpn_targets import RPNTargets
-from mrcnn_tf.networks.box_head import BoxHead
-from mrcnn_tf.networks.fpn import STRIDES, fpn
-from mrcnn_tf.networks.mask_head import MaskHead
-from mrcnn_tf.networks.resnet import resnet
-from mrcnn_tf.networks.rpn import RPNHead
 from mrcnn_tf.optimizer import make_optimizer
+from mrcnn_tf.stages import Stages
 
-LOSSES = ("rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss", "mask_loss")
-LOGS = ("loss", *LOSSES, "rpn_recall", "positive_rois")
 INFERENCE_INPUTS = ("image", "image_size")
-TRAINING_INPUTS = (*INFERENCE_INPUTS, "boxes", "classes", "crowd", "masks")
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
 class MaskRCNN(keras.Model):
-    """A Mask R-CNN with a ResNet-FPN backbone (section 3).
+    """A Mask R-CNN: boxes, and a mask, keypoints or both for each, as `config.branches` says (sections 3 and 5).
 
     Called on {"image": [B, H, W, C] RGB 0..255, "image_size": [B, 2] real height and width}, it gives
-    {"boxes": [B, D, 4] pixels of that image, "classes": [B, D] int32, "scores": [B, D], "masks":
-    [B, D, M, M] probabilities within each box}; places without a detection have class 0 and score 0.
+    {"boxes": [B, D, 4] pixels of that image, "classes": [B, D] int32, "scores": [B, D]} and, with these branches,
+    "masks": [B, D, M, M] probabilities within each box and "keypoints": [B, D, J, 3] (y, x in pixels, logit); places
+    without a detection have class 0 and score 0.
 
     `fit`, `evaluate` and `predict` take the batches that `mrcnn_tf.training_batches` and
-    `mrcnn_tf.evaluation_batches` make: one dictionary with the keys of `TRAINING_INPUTS` and `image_id`.
+    `mrcnn_tf.evaluation_batches` make: one dictionary with `batch_keys` and `image_id`.
 
     Attributes:
         training_graph: the functional model from which `train_step` takes the losses.
+        batch_keys: what of a batch the training graph takes; `image_id` beside it.
+        loss_names, log_names: the losses, and all that `fit` and `evaluate` report.
         stages: for profiling, {stage: (its symbolic inputs, its symbolic outputs)} of the inference
             graph, in order; `keras.Model(*model.stages["fpn"])` is that stage alone.
 
@@ -65,7 +53,7 @@ class MaskRCNN(keras.Model):
     def __init__(self, config: Config | dict, name: str = "mask_rcnn", **kwargs):
         if isinstance(config, dict):
             config = Config.from_dict(config)
-        stages = _Stages(config)
+        stages = Stages(config)
         inputs = stages.inputs()
         super().__init__(
             inputs={key: inputs[key] for key in INFERENCE_INPUTS}, outputs=stages.inference(inputs), name=name, **kwargs
@@ -73,7 +61,10 @@ class MaskRCNN(keras.Model):
         self.config = config
         self.stages = stages.tensors
         self.training_graph = keras.Model(inputs, stages.training(inputs), name="training_graph")
-        self._trackers = [keras.metrics.Mean(name=log) for log in LOGS]
+        self.batch_keys = tuple(key for key in inputs if key != "seed")
+        self.loss_names = loss_names(config)
+        self.log_names = ("loss", *self.loss_names, "rpn_recall", "positive_rois")
+        self._trackers = [keras.metrics.Mean(name=log) for log in self.log_names]
 
     # === Training ===
 
@@ -107,7 +98,7 @@ class MaskRCNN(keras.Model):
         """
         step = tf.cast(self.optimizer.iterations, tf.int32)
         with tf.GradientTape() as tape:
-            outputs = self.training_graph(_training_inputs(data, step), training=True)
+            outputs = self.training_graph(self._training_inputs(data, step), training=True)
             shares = _global_losses(outputs, self.config)
             total = tf.add_n(list(shares.values()))
         variables = self.trainable_variables
@@ -116,8 +107,14 @@ class MaskRCNN(keras.Model):
 
     def test_step(self, data: dict) -> dict:
         """The losses of a batch, with the same random samples at every evaluation."""
-        outputs = self.training_graph(_training_inputs(data, 0), training=False)
+        outputs = self.training_graph(self._training_inputs(data, 0), training=False)
         return self._update_logs(_global_losses(outputs, self.config), outputs)
+
+    def _training_inputs(self, data: dict, step) -> dict:
+        """The training graph's inputs; the seed of an image's samples is (its id, the step)."""
+        identity = tf.cast(data["image_id"], tf.int32)
+        seed = tf.stack([identity, tf.fill(tf.shape(identity), step)], axis=-1)
+        return {**{name: data[name] for name in self.batch_keys}, "seed": seed}
 
     def _update_logs(self, shares: dict, outputs: dict) -> dict:
         values = {name: _sum_over_replicas(share) for name, share in shares.items()}
@@ -192,11 +189,12 @@ class MaskRCNN(keras.Model):
         self.compile(keras.optimizers.deserialize(config["optimizer"]))
 
 
-def _training_inputs(data: dict, step) -> dict:
-    """The training graph's inputs; the seed of an image's samples is (its id, the step)."""
-    identity = tf.cast(data["image_id"], tf.int32)
-    seed = tf.stack([identity, tf.fill(tf.shape(identity), step)], axis=-1)
-    return {**{key: data[key] for key in TRAINING_INPUTS}, "seed": seed}
+def loss_names(config: Config) -> tuple[str, ...]:
+    """The losses of a model, in the order in which they are reported."""
+    names = ["rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss"]
+    names += ["mask_loss"] if "mask" in config.branches else []
+    names += ["keypoint_loss"] if "keypoints" in config.branches else []
+    return tuple(names)
 
 
 def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
@@ -225,148 +223,13 @@ def _global_losses(outputs: dict, config: Config) -> dict:
             tf.reshape(outputs["roi_classes"], [-1]),
             config.box_head.loss_beta,
         ),
-        "mask_loss": losses.mask_loss(outputs["mask_logits"], outputs["mask_targets"], outputs["mask_classes"]),
     }
+    if "mask" in config.branches:
+        sums["mask_loss"] = losses.mask_loss(outputs["mask_logits"], outputs["mask_targets"], outputs["mask_classes"])
+    if "keypoints" in config.branches:
+        total, count = losses.keypoint_loss(
+            outputs["keypoint_logits"], outputs["keypoint_index"], outputs["keypoint_valid"]
+        )
+        sums["keypoint_loss"] = total * config.keypoint_head.loss_weight, count
     # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
     return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
-
-
-class _Stages:
-    """The layers of all stages, and the two graphs that wire them."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        roi = config.roi
-        align = {
-            "samples": roi.samples,
-            "half_pixel": roi.half_pixel,
-            "canonical_size": roi.canonical_size,
-            "canonical_level": roi.canonical_level,
-        }
-        self.box_align = RoIAlign(config.box_head.pool, name="box_align", **align)
-        self.box_head = BoxHead(config.box_head, config.num_classes)
-        self.mask_align = RoIAlign(config.mask_head.pool, name="mask_align", **align)
-        self.mask_head = MaskHead(config.mask_head, config.num_classes)
-        self.proposals = Proposals(
-            config.rpn.pre_nms_train,
-            config.rpn.pre_nms_test,
-            config.rpn.post_nms_train,
-            config.rpn.post_nms_test,
-            config.rpn.nms_iou,
-            config.rpn.min_size,
-            name="proposals",
-        )
-        self.detect_boxes = DetectBoxes(
-            config.detections.score_threshold,
-            config.detections.nms_iou,
-            config.detections.max_per_image,
-            config.box_head.delta_weights,
-            name="detect_boxes",
-        )
-        self.tensors: dict = {}
-        self._shared = None
-
-    def inputs(self) -> dict:
-        side = self.config.data.mask_crop
-        spec = {
-            "image": ((None, None, self.config.input.channels), "float32"),
-            "image_size": ((2,), "int32"),
-            "boxes": ((None, 4), "float32"),
-            "classes": ((None,), "int32"),
-            "crowd": ((None,), "uint8"),
-            "masks": ((None, side, side), "uint8"),
-            "seed": ((2,), "int32"),
-        }
-        return {key: keras.Input(shape, dtype=dtype, name=key) for key, (shape, dtype) in spec.items()}
-
-    def shared(self, inputs: dict) -> tuple:
-        """Features P2..P6, anchors, RPN logits and deltas per level: made once, used by both graphs."""
-        if self._shared is None:
-            config = self.config
-            image = Normalize(
-                mean=config.input.mean,
-                std=config.input.std,
-                channel_order=config.input.channel_order,
-                size_divisor=config.input.size_divisor,
-                name="normalize",
-            )(inputs["image"], inputs["image_size"])
-            maps = resnet(image, config.backbone)
-            features = fpn(maps, config.fpn)
-            anchors = Anchors(
-                config.anchors.sizes,
-                config.anchors.ratios,
-                config.anchors.offset,
-                config.anchors.rounded,
-                strides=STRIDES,
-                stride_rule=config.anchors.stride_rule,
-                name="anchors",
-            )(features)
-            logits, deltas = RPNHead(config.rpn.channels, config.anchors.per_position, name="rpn")(features)
-            self._shared = features, anchors, logits, deltas
-            self.tensors["normalize"] = ([inputs["image"], inputs["image_size"]], image)
-            self.tensors["backbone"] = (image, maps)
-            self.tensors["fpn"] = (maps, features)
-            self.tensors["rpn"] = (features, [logits, deltas, anchors])
-        return self._shared
-
-    def inference(self, inputs: dict) -> dict:
-        """Proposals, box branch, NMS, and the mask branch on the detections alone (section 3.1)."""
-        features, anchors, logits, deltas = self.shared(inputs)
-        size = inputs["image_size"]
-        rois, _ = self.proposals(logits, deltas, anchors, size, training=False)
-        box_features = self.box_align(features[:4], *FlattenRoIs()(rois))
-        class_logits, box_deltas = self.box_head(box_features)
-        scored = [UnflattenRoIs()(class_logits, rois), UnflattenRoIs()(box_deltas, rois)]
-        boxes, classes, scores = self.detect_boxes(*scored, rois, size)
-        mask_features = self.mask_align(features[:4], *FlattenRoIs()(boxes))
-        mask_logits = self.mask_head(mask_features)
-        masks = SelectMasks(name="select_masks")(mask_logits, FlattenRoIs()(classes)[0])
-        self.tensors["proposals"] = ([logits, deltas, anchors, size], rois)
-        self.tensors["box_align"] = ([features[:4], rois], box_features)
-        self.tensors["box_head"] = ([box_features, rois], scored)
-        self.tensors["detections"] = ([*scored, rois, size], [boxes, classes, scores])
-        self.tensors["mask_align"] = ([features[:4], boxes], mask_features)
-        self.tensors["mask_head"] = (mask_features, mask_logits)
-        return {"boxes": boxes, "classes": classes, "scores": scores, "masks": UnflattenRoIs()(masks, boxes)}
-
-    def training(self, inputs: dict) -> dict:
-        """Everything the losses need: predictions and targets of the RPN, the box and mask branches."""
-        config = self.config
-        features, anchors, logits, deltas = self.shared(inputs)
-        truth = [inputs[key] for key in ("boxes", "classes", "crowd")]
-        rpn_labels, rpn_targets = RPNTargets(
-            positive_iou=config.rpn.positive_iou,
-            negative_iou=config.rpn.negative_iou,
-            low_quality_matches=config.rpn.low_quality_matches,
-            anchors_per_image=config.rpn.anchors_per_image,
-            positive_fraction=config.rpn.positive_fraction,
-            name="rpn_targets",
-        )(anchors, *truth, inputs["image_size"], inputs["seed"])
-        rois, scores = self.proposals(logits, deltas, anchors, inputs["image_size"], training=True)
-        sampled = DetectionTargets(
-            config.roi.rois_per_image,
-            config.roi.positive_fraction,
-            config.roi.positive_iou,
-            config.box_head.delta_weights,
-            name="detection_targets",
-        )(rois, scores, *truth, inputs["seed"])
-        class_logits, box_deltas = self.box_head(self.box_align(features[:4], *FlattenRoIs()(sampled["rois"])))
-        positives = MaskTargets(config.mask_side, name="mask_targets")(
-            sampled["rois"], sampled["classes"], sampled["matched"], inputs["boxes"], inputs["masks"]
-        )
-        mask_features = self.mask_align(features[:4], positives["rois"], positives["image_index"])
-        return {
-            "rpn_logits": keras.layers.Concatenate(axis=1, dtype="float32")(logits),
-            "rpn_deltas": keras.layers.Concatenate(axis=1, dtype="float32")(deltas),
-            "rpn_labels": rpn_labels,
-            "rpn_targets": rpn_targets,
-            "class_logits": class_logits,
-            "box_deltas": box_deltas,
-            "roi_classes": sampled["classes"],
-            "roi_targets": sampled["deltas"],
-            "mask_logits": self.mask_head(mask_features),
-            "mask_targets": positives["targets"],
-            "mask_classes": positives["classes"],
-            "recall": sampled["recall"],
-            "gt_count": sampled["gt_count"],
-        }

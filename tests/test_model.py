@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.model import LOGS, LOSSES, MaskRCNN
+from mrcnn_tf.model import MaskRCNN, loss_names
 from mrcnn_tf.optimizer import SGD
 from mrcnn_tf.presets import preset
 from tests.support.tiny import calm, random_batch, tiny_config
+
+LOSSES = loss_names(tiny_config())
+LOGS = ("loss", *LOSSES, "rpn_recall", "positive_rois")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""RoIAlign on a feature pyramid.
+"""RoIAlign, and what all RoI layers share: the feature pyramid and the order of the regions.
 
-Shape letters: B images, H_l W_l the map of a level, C channels, N regions, S side of the output.
+Shape letters: B images, H_l W_l the map of a level, C channels, N regions of all images, n those of one level, S side
+of the output.
 """
 
 from __future__ import annotations
@@ -15,26 +16,81 @@ from mrcnn_tf.geometry import crops
 from mrcnn_tf.layers.base import Float32Layer, spec
 
 
-@keras.saving.register_keras_serializable("mrcnn_tf")
-class RoIAlign(Float32Layer):
-    """Small maps of fixed size under regions of any size, without quantisation (section 3, RoIAlign).
+class RoILayer(Float32Layer):
+    """Small maps of fixed size under regions of any size: each region is read from one level of the pyramid.
 
-    Every cell of the output is the mean of `samples` x `samples` bilinear samples. Each region is read from one level
-    of the pyramid, by its size (equation 1 of the FPN paper).
+    The level follows from the region's size (equation 1 of the FPN paper). A subclass says in `pool_level` how regions
+    are read from one map. No gradient reaches the boxes.
+
+    Args:
+        size: S.
+        canonical_size, canonical_level: a region of that size in pixels belongs to that level.
+        strides: pixels per cell of the given levels, each twice the one before; a single one for a single map.
+
+    Call arguments:
+        features: list of maps [B, H_l, W_l, C], finest level first. boxes: [N, 4] in pixels.
+        image_index: [N] int32, the image of each box.
+
+    Returns:
+        [N, S, S, C] float32, in the order of the boxes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        canonical_size: float = 224.0,
+        canonical_level: int = 4,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.size = int(size)
+        self.canonical_size = float(canonical_size)
+        self.canonical_level = int(canonical_level)
+        self.strides = tuple(int(stride) for stride in strides)
+
+    def pool_level(self, feature: tf.Tensor, boxes: tf.Tensor, image_index: tf.Tensor, stride: int) -> tf.Tensor:
+        """[n, S, S, C] of the n boxes [n, 4] that lie on this map [B, H, W, C], both float32."""
+        raise NotImplementedError
+
+    def call(self, features: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
+        boxes = tf.stop_gradient(boxes)
+        image_index = tf.cast(image_index, tf.int32)
+        if len(features) == 1:
+            return self._level(features[0], boxes, image_index, self.strides[0])
+        level = assign_levels(boxes, len(features), self.strides[0], self.canonical_size, self.canonical_level)
+        pooled, places = [], []
+        for i, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            place = tf.cast(tf.where(tf.equal(level, i))[:, 0], tf.int32)
+            own_boxes, own_images = tf.gather(boxes, place), tf.gather(image_index, place)
+            pooled.append(self._level(feature, own_boxes, own_images, stride))
+            places.append(place)
+        return tf.dynamic_stitch(places, pooled)
+
+    def _level(self, feature, boxes, image_index, stride):
+        pooled = self.pool_level(tf.cast(feature, tf.float32), boxes, image_index, stride)
+        return tf.ensure_shape(pooled, [None, self.size, self.size, feature.shape[-1]])
+
+    def compute_output_spec(self, features, boxes, image_index):
+        return spec(boxes.shape[0], self.size, self.size, features[0].shape[-1])
+
+    def get_config(self) -> dict:
+        names = ("size", "canonical_size", "canonical_level", "strides")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class RoIAlign(RoILayer):
+    """RoI features without any quantisation (section 3, RoIAlign).
+
+    Every cell of the output is the mean, or the maximum, of `samples` x `samples` bilinear samples.
 
     Args:
         size: S. samples: sampling points per cell and side.
         half_pixel: cell (i, j) of a map has its centre at (i + .5, j + .5) strides. Without it (the first torchvision
             checkpoints) the centre is at (i, j), and regions are widened to at least one cell.
-        canonical_size, canonical_level: a region of that size in pixels belongs to that level.
-        strides: pixels per cell of the given levels, each twice the one before.
-
-    Call arguments:
-        features: list of maps [B, H_l, W_l, C], level P2 first. boxes: [N, 4] in pixels.
-        image_index: [N] int32, the image of each box.
-
-    Returns:
-        [N, S, S, C] float32, in the order of the boxes.
+        reduce: "mean" or "max", how the samples of a cell become one (table 2c finds both equally good).
+        canonical_size, canonical_level, strides: as of every `RoILayer`, whose call it has too.
     """
 
     def __init__(
@@ -45,52 +101,45 @@ class RoIAlign(Float32Layer):
         canonical_size: float = 224.0,
         canonical_level: int = 4,
         strides: Sequence[int] = (4, 8, 16, 32),
+        reduce: str = "mean",
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.size = int(size)
+        super().__init__(size, canonical_size, canonical_level, strides, **kwargs)
         self.samples = int(samples)
         self.half_pixel = bool(half_pixel)
-        self.canonical_size = float(canonical_size)
-        self.canonical_level = int(canonical_level)
-        self.strides = tuple(int(stride) for stride in strides)
+        if reduce not in ("mean", "max"):
+            raise ValueError(f"reduce={reduce!r}: 'mean' or 'max'")
+        self.reduce = reduce
 
-    def call(self, features: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
-        boxes = tf.stop_gradient(boxes)
-        image_index = tf.cast(image_index, tf.int32)
-        if len(features) == 1:
-            return self._align(features[0], boxes, image_index, self.strides[0])
-        level = assign_levels(boxes, len(features), self.strides[0], self.canonical_size, self.canonical_level)
-        pooled, places = [], []
-        for i, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            place = tf.cast(tf.where(tf.equal(level, i))[:, 0], tf.int32)
-            own_boxes, own_images = tf.gather(boxes, place), tf.gather(image_index, place)
-            pooled.append(self._align(feature, own_boxes, own_images, stride))
-            places.append(place)
-        pooled = tf.dynamic_stitch(places, pooled)
-        return tf.ensure_shape(pooled, [None, self.size, self.size, features[0].shape[-1]])
-
-    def _align(self, feature, boxes, image_index, stride):
-        """[n, S, S, C] of the n boxes [n, 4] that lie on this map [B, H, W, C]."""
+    def extent(self, boxes: tf.Tensor, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The corners [n, 2] between which boxes [n, 4] are sampled, where cell (i, j) has its centre at (i, j)."""
         low, high = boxes[:, :2] / stride, boxes[:, 2:] / stride
         if self.half_pixel:
-            low, high = low - 0.5, high - 0.5
-        else:
-            high = low + tf.maximum(high - low, 1.0)
+            return low - 0.5, high - 0.5
+        return low, low + tf.maximum(high - low, 1.0)
+
+    def pool_level(self, feature: tf.Tensor, boxes: tf.Tensor, image_index: tf.Tensor, stride: int) -> tf.Tensor:
+        low, high = self.extent(boxes, stride)
         grid = self.size * self.samples
         half_step = (high - low) / (2 * grid)
         # Values are held for one cell beyond the border and 0 further out: the cell is added to the map.
-        feature = tf.pad(tf.cast(feature, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
+        feature = tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
         last_cell = tf.cast(tf.shape(feature)[1:3] - 1, tf.float32)
         corners = tf.concat([(low + half_step + 1.0) / last_cell, (high - half_step + 1.0) / last_cell], axis=-1)
-        return crops.crop_and_average(feature, corners, image_index, self.size, self.samples)
-
-    def compute_output_spec(self, features, boxes, image_index):
-        return spec(boxes.shape[0], self.size, self.size, features[0].shape[-1])
+        if self.reduce == "mean":
+            return crops.crop_and_average(feature, corners, image_index, self.size, self.samples)
+        sampled = crops.crop_and_average(feature, corners, image_index, grid, 1)
+        # Not by max_pool2d, whose gradient fails for a level without boxes.
+        bins = [-1, self.size, self.samples, self.size, self.samples, sampled.shape[-1]]
+        return tf.reduce_max(tf.reshape(sampled, bins), axis=(2, 4))
 
     def get_config(self) -> dict:
-        names = ("size", "samples", "half_pixel", "canonical_size", "canonical_level", "strides")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        return {
+            **super().get_config(),
+            "samples": self.samples,
+            "half_pixel": self.half_pixel,
+            "reduce": self.reduce,
+        }
 
 
 def assign_levels(

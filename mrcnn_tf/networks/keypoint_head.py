@@ -34,7 +34,9 @@ class Deconv4x4(keras.layers.Layer):
         count, height, width, _ = tf.unstack(tf.shape(inputs))
         shape = tf.stack([count, 2 * height, 2 * width, self.filters])
         x = tf.nn.conv2d_transpose(inputs, tf.cast(self.kernel, inputs.dtype), shape, 2, "SAME")
-        return tf.nn.bias_add(x, tf.cast(self.bias, inputs.dtype))
+        return tf.ensure_shape(
+            tf.nn.bias_add(x, tf.cast(self.bias, inputs.dtype)), self.compute_output_shape(inputs.shape)
+        )
 
     def compute_output_shape(self, input_shape):
         doubled = [None if side is None else 2 * side for side in input_shape[1:3]]
@@ -52,7 +54,8 @@ class UpsampleBilinear(keras.layers.Layer):
         super().__init__(**{**kwargs, "dtype": "float32"})
 
     def call(self, inputs):
-        return tf.image.resize(inputs, 2 * tf.shape(inputs)[1:3], method="bilinear", antialias=False)
+        resized = tf.image.resize(inputs, 2 * tf.shape(inputs)[1:3], method="bilinear", antialias=False)
+        return tf.ensure_shape(resized, self.compute_output_shape(inputs.shape))
 
     def compute_output_shape(self, input_shape):
         doubled = [None if side is None else 2 * side for side in input_shape[1:3]]
