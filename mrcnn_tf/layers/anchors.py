@@ -1,6 +1,6 @@
-"""Anchors of all pyramid levels.
+"""Anchors of all pyramid levels, and other boxes as anchors that were shrunk want them.
 
-Shape letters: L levels, A anchors at one position, H_l W_l the map of a level, N_l = H_l * W_l * A.
+Shape letters: B images, L levels, A anchors at one position, H_l W_l the map of a level, N_l = H_l * W_l * A, N boxes.
 """
 
 from __future__ import annotations
@@ -79,6 +79,37 @@ class Anchors(Float32Layer):
     def get_config(self) -> dict:
         names = ("sizes", "ratios", "offset", "rounded", "strides", "stride_rule", "shrink")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class MoveFarCorner(Float32Layer):
+    """The lower and right sides of boxes moved outwards by so many pixels, or inwards (`AnchorConfig.shrink`).
+
+    Between anchors of which one pixel was taken and the final detections, a box ends on its last pixel; outside, where
+    that pixel ends. Matterport's weights were trained so.
+
+    Args:
+        pixels: outwards; negative ones inwards, but no more than half of a box.
+
+    Call arguments:
+        boxes: [B, N, 4] in pixels; empty ones stay as they are.
+    """
+
+    def __init__(self, pixels: float, **kwargs):
+        super().__init__(**kwargs)
+        self.pixels = float(pixels)
+
+    def call(self, boxes: tf.Tensor) -> tf.Tensor:
+        near, far = boxes[..., :2], boxes[..., 2:]
+        moved = tf.maximum(far + self.pixels, (near + far) / 2)
+        real = tf.reduce_all(far > near, axis=-1, keepdims=True)
+        return tf.concat([near, tf.where(real, moved, far)], axis=-1)
+
+    def compute_output_spec(self, boxes):
+        return spec(*boxes.shape)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "pixels": self.pixels}
 
 
 def _sides(feature: tf.Tensor) -> tuple:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.layers.anchors import Anchors
+from mrcnn_tf.layers.anchors import Anchors, MoveFarCorner
 
 SIZES = ((32,), (64,), (128,), (256,), (512,))
 
@@ -71,3 +71,17 @@ def test_config_round_trip():
     assert again.get_config() == layer.get_config()
     assert again.stride_rule == "image" and again.rounded and again.offset == 0.5 and again.ratios == (0.5, 2.0)
     assert again.shrink == 1.0
+
+
+def test_far_corners_move_and_empty_boxes_stay():
+    boxes = np.array([[[1, 2, 5, 4.5], [3, 3, 4.5, 9], [0, 0, 0, 0]]], np.float32)
+    inwards = MoveFarCorner(-1)(boxes).numpy()
+    np.testing.assert_array_equal(inwards, [[[1, 2, 4, 3.5], [3, 3, 3.75, 8], [0, 0, 0, 0]]])  # at most by half
+    outwards = MoveFarCorner(1)(inwards).numpy()
+    np.testing.assert_array_equal(outwards, [[[1, 2, 5, 4.5], [3, 3, 4.75, 9], [0, 0, 0, 0]]])
+    symbolic = keras.Input((None, 4))
+    model = keras.Model(symbolic, MoveFarCorner(-1)(symbolic))
+    assert model.output.shape == (None, None, 4)
+    np.testing.assert_array_equal(model(boxes), inwards)
+    layer = MoveFarCorner(2.5, name="m")
+    assert MoveFarCorner.from_config(layer.get_config()).get_config() == layer.get_config()
