@@ -184,7 +184,7 @@ def _loop(condition, body, state):
 
 
 def _doubled(tables, axis, length):
-    """The tables of rectangles twice as long along `axis` as `length`, which those of `tables` are; cut at the border."""
+    """The tables of rectangles twice as long along `axis`, where those of `tables` have `length`; cut at the border."""
     last = tf.shape(tables[0])[axis] - 1
     later = tf.minimum(tf.range(last + 1) + length, last)
     result = _larger(tables, [tf.gather(table, later, axis=axis) for table in tables])

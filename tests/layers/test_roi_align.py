@@ -21,7 +21,7 @@ def axis_weights(low, high, cells, size, samples):
     return weights
 
 
-def align_slowly(feature, box, stride, size, samples, half_pixel):
+def align_slowly(feature, box, stride, size, samples, half_pixel, reduce=np.mean):
     """RoIAlign of one box, in float64, as section 3 tells it."""
     box = box.astype(np.float64) / stride - (0.5 if half_pixel else 0.0)
     low, high = box[:2], box[2:]
@@ -30,7 +30,7 @@ def align_slowly(feature, box, stride, size, samples, half_pixel):
     rows = axis_weights(low[0], high[0], feature.shape[0], size, samples)
     columns = axis_weights(low[1], high[1], feature.shape[1], size, samples)
     sampled = np.einsum("ph,hwc,qw->pqc", rows, feature.astype(np.float64), columns)
-    return sampled.reshape(size, samples, size, samples, -1).mean((1, 3))
+    return reduce(sampled.reshape(size, samples, size, samples, -1), axis=(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,17 @@ def test_levels_at_the_limits():
     st.sampled_from([1, 3, 7]),
     st.sampled_from([1, 2, 3]),
     st.booleans(),
+    st.sampled_from(["mean", "max"]),
 )
-def test_is_what_the_slow_form_says(seed, height, width, size, samples, half_pixel):
+def test_is_what_the_slow_form_says(seed, height, width, size, samples, half_pixel, reduce):
     rng = np.random.default_rng(seed)
     feature = rng.standard_normal((2, height, width, 3)).astype(np.float32)
     low, side = rng.uniform(-30, 60, (5, 2)), rng.uniform(0, 90, (5, 2))
     boxes = np.concatenate([low, low + side], axis=1).astype(np.float32)
     images = rng.integers(0, 2, 5).astype(np.int32)
-    pooled = RoIAlign(size, samples, half_pixel, strides=(8,))([feature], boxes, images).numpy()
-    exact = np.stack([align_slowly(feature[i], box, 8, size, samples, half_pixel) for i, box in zip(images, boxes)])
+    pooled = RoIAlign(size, samples, half_pixel, strides=(8,), reduce=reduce)([feature], boxes, images).numpy()
+    form = getattr(np, reduce)
+    exact = [align_slowly(feature[i], box, 8, size, samples, half_pixel, form) for i, box in zip(images, boxes)]
     # Samples within rounding of one cell past the border may count as inside or outside.
     assert np.mean(np.abs(pooled - exact) > 1e-4) < 0.02
 
@@ -134,10 +136,44 @@ def test_order_and_images_are_kept():
         np.testing.assert_allclose(together[i], single, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduce", ["mean", "max"])
 @pytest.mark.parametrize("count", [0, 1])
-def test_none_and_one(count):
-    pooled = RoIAlign(7)(random_pyramid(), random_boxes(count).reshape(-1, 4), np.zeros(count, np.int32))
+def test_none_and_one(count, reduce):
+    features = random_pyramid()
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        pooled = RoIAlign(7, reduce=reduce)(features, random_boxes(count).reshape(-1, 4), np.zeros(count, np.int32))
     assert pooled.shape == (count, 7, 7, 4)
+    assert sum(float(tf.reduce_sum(gradient)) for gradient in tape.gradient(pooled, features)) == pytest.approx(
+        count * 7 * 7 * 4, rel=1e-4
+    )
+
+
+def test_maximum_of_samples_by_hand():
+    feature = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    box = np.array([[0, 0, 4, 4]], np.float32)
+    # Two samples per cell and side lie on the centres of the cells.
+    for reduce, expected in (("max", [[5, 7], [13, 15]]), ("mean", [[2.5, 4.5], [10.5, 12.5]])):
+        pooled = RoIAlign(2, strides=(1,), reduce=reduce)([feature], box, np.zeros(1, np.int32))
+        np.testing.assert_allclose(pooled[0, ..., 0], expected, rtol=1e-6)
+
+
+def test_gradient_of_the_maximum_goes_to_its_samples():
+    feature = tf.constant(np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(feature)
+        pooled = RoIAlign(2, strides=(1,), reduce="max")(
+            [feature], tf.constant([[0.0, 0, 4, 4]]), np.zeros(1, np.int32)
+        )
+        total = tf.reduce_sum(pooled * tf.constant([[1.0, 2], [3, 4]])[None, ..., None])
+    expected = np.zeros((4, 4))
+    expected[1::2, 1::2] = [[1, 2], [3, 4]]
+    np.testing.assert_allclose(tape.gradient(total, feature)[0, ..., 0], expected, atol=1e-5)
+
+
+def test_unknown_reduction_is_refused():
+    with pytest.raises(ValueError, match="'mean' or 'max'"):
+        RoIAlign(7, reduce="median")
 
 
 def test_unknown_sizes_in_a_functional_model():
@@ -180,7 +216,8 @@ def test_half_precision_maps_give_float32():
 
 
 def test_config_round_trip():
-    layer = RoIAlign(14, 3, False, 112.0, 3, (8, 16), name="r")
+    layer = RoIAlign(14, 3, False, 112.0, 3, (8, 16), "max", name="r")
     again = RoIAlign.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert (again.size, again.samples, again.half_pixel, again.strides) == (14, 3, False, (8, 16))
+    assert again.reduce == "max"
