@@ -1,6 +1,6 @@
 """What a user holds: the objects found in one image, in that image's own pixels.
 
-Shape letters: B images, N objects, D padded detections, H W pixels of the image, M mask side.
+Shape letters: B images, N objects, D padded detections, H W pixels of the image, M mask side, J keypoints.
 
 A `Detections` keeps its masks in the leanest form it was given (M x M crops, full masks or COCO's RLE) and makes the
 other forms when they are asked for.
@@ -32,6 +32,7 @@ class Detections:
         mask_threshold: where probabilities are cut.
         paste: what `mask_crops` are stretched over: the boxes ("exact"), or the boxes cut to whole pixels as
             torchvision does it ("torchvision").
+        keypoints: [N, J, 3] y, x in pixels of the image and how sure the network is (the heat map's logit), or None.
 
     Raises:
         ValueError: lengths or shapes that do not fit together, a class without a name, an RLE of another size.
@@ -50,6 +51,7 @@ class Detections:
         segmentations: Iterable[Any] | None = None,
         mask_threshold: float = 0.5,
         paste: str = "exact",
+        keypoints: Any = None,
     ):
         self.boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         self.classes = np.asarray(classes, np.int32).reshape(-1)
@@ -63,12 +65,13 @@ class Detections:
         self._segmentations = None
         if segmentations is not None:
             self._segmentations = _compress_all(segmentations, self.image_size)
+        self.keypoints = None if keypoints is None else np.asarray(keypoints, np.float32)
         self._check()
 
     def _check(self) -> None:
         count = len(self.boxes)
         held = {"classes": self.classes, "scores": self.scores, "mask_crops": self.mask_crops}
-        held |= {"masks": self._masks, "segmentations": self._segmentations}
+        held |= {"masks": self._masks, "segmentations": self._segmentations, "keypoints": self.keypoints}
         for name, value in held.items():
             if value is not None and len(value) != count:
                 raise ValueError(f"{count} boxes but {len(value)} {name}")
@@ -77,6 +80,8 @@ class Detections:
         if self._masks is not None and self._masks.shape[1:] != self.image_size:
             height, width = self.image_size
             raise ValueError(f"masks should be [N, {height}, {width}], not {list(self._masks.shape)}")
+        if self.keypoints is not None and (self.keypoints.ndim != 3 or self.keypoints.shape[2] != 3):
+            raise ValueError(f"keypoints should be [N, J, 3], not {list(self.keypoints.shape)}")
         last = len(self.class_names) or np.inf
         wrong = self.classes[(self.classes < 1) | (self.classes > last)]
         if len(wrong):
@@ -201,6 +206,7 @@ class Detections:
             segmentations=None if segmentations is None else [segmentations[index] for index in chosen],
             mask_threshold=self.mask_threshold,
             paste=self.paste,
+            keypoints=None if self.keypoints is None else self.keypoints[chosen],
         )
 
     # --- From the network, from ground truth
@@ -219,7 +225,8 @@ class Detections:
 
         Args:
             outputs: "boxes" [B, D, 4] in pixels of the network's input, "classes" [B, D] (0 = padding), "scores"
-                [B, D] and, where the network has a mask branch, "masks" [B, D, M, M] probabilities.
+                [B, D] and, of the branches that the network has, "masks" [B, D, M, M] probabilities and
+                "keypoints" [B, D, J, 3] y, x in pixels of the network's input and a logit.
             image_size: [B, 2] height and width that the images had at the network's input, without padding.
             original_size: [B, 2] height and width of the original images.
             class_names: the K names, without the background.
@@ -228,6 +235,7 @@ class Detections:
         """
         values = {name: np.asarray(outputs[name]) for name in ("boxes", "classes", "scores")}
         crops = None if outputs.get("masks") is None else np.asarray(outputs["masks"])
+        points = None if outputs.get("keypoints") is None else np.asarray(outputs["keypoints"])
         original_size = np.asarray(original_size)
         factors = original_size / np.asarray(image_size)
         found = []
@@ -247,6 +255,7 @@ class Detections:
                     None if crops is None else crops[index][real].astype(np.float16),
                     mask_threshold=mask_threshold,
                     paste=paste,
+                    keypoints=None if points is None else points[index][real] * [*factors[index], 1.0],
                 )
             )
         return found
@@ -262,6 +271,7 @@ class Detections:
             class_names,
             example.size,
             segmentations=[example.segmentations[index] for index in chosen] if example.segmentations else None,
+            keypoints=None if example.keypoints is None else example.keypoints[chosen],
         )
 
     # --- COCO's results format
@@ -275,7 +285,8 @@ class Detections:
 
         Returns:
             One dictionary per object: image_id, category_id, bbox [x, y, width, height] (hundredths of a pixel),
-            score (six decimals) and, where there are masks, segmentation as RLE with str counts.
+            score (six decimals), segmentation as RLE with str counts where there are masks, and keypoints [x1, y1, 1,
+            ...] where there are some.
 
         Raises:
             ValueError: not as many category ids as classes.
@@ -296,6 +307,9 @@ class Detections:
             if self.has_masks:
                 rle = self.segmentations[index]
                 record["segmentation"] = {"size": list(self.image_size), "counts": rle["counts"].decode()}
+            if self.keypoints is not None:
+                points = np.insert(self.keypoints[index][:, 1::-1].astype(np.float64), 2, 1.0, axis=1)
+                record["keypoints"] = [round(value, 2) for value in points.reshape(-1).tolist()]
             records.append(record)
         return records
 
@@ -338,7 +352,17 @@ class Detections:
             class_names,
             image_size,
             segmentations=[record["segmentation"] for record in records] if with_mask else None,
+            keypoints=_keypoints_of(records),
         )
+
+
+def _keypoints_of(records: list[dict]) -> np.ndarray | None:
+    """[N, J, 3] y, x and the third number of each keypoint of the records; None unless all of them have some."""
+    if not records or not all("keypoints" in record for record in records):
+        return None
+    return np.array([record["keypoints"] for record in records], np.float32).reshape(len(records), -1, 3)[
+        ..., [1, 0, 2]
+    ]
 
 
 def _compress_all(segmentations: Iterable[Any], image_size: tuple[int, int]) -> list[dict]:
