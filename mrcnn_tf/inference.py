@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from mrcnn_tf import untrained
+
 # One traced function per model, for as long as the model lives: tracing again takes seconds.
 _FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -23,6 +25,7 @@ def inference_function(model: Any) -> Callable[[dict], dict]:
     Args:
         model: a MaskRCNN, or any Keras model with `config` that answers such inputs.
     """
+    untrained.warn_once(model)
     if model not in _FUNCTIONS:
         reference = weakref.ref(model)  # the function must not keep alive what it is filed under
         signature = {

@@ -9,13 +9,14 @@ Nothing here is numerical: the graphs are wired in `stages`, of what is in `netw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from mrcnn_tf import losses
+from mrcnn_tf import losses, untrained
 from mrcnn_tf.config import Config
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.transforms import prepare_image
@@ -23,6 +24,7 @@ from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
 from mrcnn_tf.optimizer import make_optimizer
 from mrcnn_tf.stages import Stages
+from mrcnn_tf.weights.files import is_own, load_weights, save_weights
 
 INFERENCE_INPUTS = ("image", "image_size")
 
@@ -46,11 +48,14 @@ class MaskRCNN(keras.Model):
         stages: for profiling, {stage: (its symbolic inputs, its symbolic outputs)} of the inference
             graph, in order; `keras.Model(*model.stages["fpn"])` is that stage alone.
 
+        anew_layers: the layers that were started anew and are still to be trained, see `mrcnn_tf.untrained`.
+
     Args:
         config: the model's configuration.
+        anew_layers: as above.
     """
 
-    def __init__(self, config: Config | dict, name: str = "mask_rcnn", **kwargs):
+    def __init__(self, config: Config | dict, name: str = "mask_rcnn", anew_layers: Sequence[str] = (), **kwargs):
         if isinstance(config, dict):
             config = Config.from_dict(config)
         stages = Stages(config)
@@ -65,6 +70,7 @@ class MaskRCNN(keras.Model):
         self.loss_names = loss_names(config)
         self.log_names = ("loss", *self.loss_names, "rpn_recall", "positive_rois")
         self._trackers = [keras.metrics.Mean(name=log) for log in self.log_names]
+        untrained.mark(self, anew_layers)
 
     # === Training ===
 
@@ -85,6 +91,11 @@ class MaskRCNN(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Everything is built already; Keras would add up a first batch over the replicas to find out."""
+
+    def make_train_function(self, force: bool = False):
+        """Keras calls this whenever `fit` begins."""
+        untrained.clear(self)
+        return super().make_train_function(force)
 
     @property
     def metrics(self) -> list:
@@ -129,6 +140,11 @@ class MaskRCNN(keras.Model):
         return logs
 
     # === Inference ===
+
+    def make_predict_function(self, force: bool = False):
+        """Keras calls this whenever `predict` begins."""
+        untrained.warn_once(self)
+        return super().make_predict_function(force)
 
     def predict_step(self, data: dict) -> dict:
         return self({key: data[key] for key in INFERENCE_INPUTS}, training=False)
@@ -175,8 +191,33 @@ class MaskRCNN(keras.Model):
 
     # === Saving ===
 
+    def save_weights(self, filepath: str | Path, overwrite: bool = True, **kwargs):
+        """Writes a `.weights.h5` file that holds the configuration too (see `mrcnn_tf.weights.save_weights`).
+
+        `overwrite` False refuses to replace a file; other arguments, as for shards, are for Keras' own format.
+        """
+        if kwargs or not str(filepath).endswith(".weights.h5"):
+            super().save_weights(filepath, overwrite, **kwargs)
+        elif not overwrite and Path(filepath).exists():
+            raise FileExistsError(f"{filepath} exists already")
+        else:
+            save_weights(self, filepath)
+
+    def load_weights(self, filepath: str | Path, **kwargs):
+        """Reads what `save_weights` wrote, and what Keras writes, as Keras does with its arguments."""
+        if not is_own(filepath):
+            super().load_weights(filepath, **kwargs)
+            untrained.clear(self)
+        elif any(kwargs.values()):
+            raise ValueError(
+                f"{', '.join(kwargs)} is for Keras' own format; mrcnn_tf.load takes weights of other classes"
+            )
+        else:
+            load_weights(self, filepath)
+
     def get_config(self) -> dict:
-        return {"config": self.config.to_dict(), "name": self.name}
+        anew = {"anew_layers": list(self.anew_layers)} if self.anew_layers else {}
+        return {"config": self.config.to_dict(), "name": self.name, **anew}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -97,7 +97,9 @@ def test_unknown_class_names_are_told_with_the_nearest():
         class_rows(known, ("a",), {"a": "Trafic Light"})
     with pytest.raises(WeightsError, match="'persons' is no class of the model; did you mean 'person'"):
         class_rows(known, known, {"persons": "person"})
-    with pytest.raises(WeightsError, match="'zzz' is no class of the weights; there are person, traffic light, bicycle"):
+    with pytest.raises(
+        WeightsError, match="'zzz' is no class of the weights; there are person, traffic light, bicycle"
+    ):
         class_rows(known, ("a",), {"a": "zzz"})
     with pytest.raises(WeightsError, match="the class names of the weights are not known"):
         class_rows((), ("a",), {"a": "a"})
