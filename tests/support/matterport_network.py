@@ -12,11 +12,21 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from mrcnn_tf.presets import preset
+
+SIDE, CLASSES = 192, 3
 STAGES = ((2, 3), (3, 4), (4, 6), (5, 3))  # of ResNet-50: blocks of each stage
 SIZES, STRIDES, RATIOS = (32, 64, 128, 256, 512), (4, 8, 16, 32, 64), (0.5, 1, 2)
 UNITS = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 EPSILON = 1e-3
 RPN_LAYERS = ("rpn_conv_shared", "rpn_class_raw", "rpn_bbox_pred")
+
+
+def config(**changes):
+    """The preset with ResNet-50 at a small square; there the side counts as 191 pixels of 192, not 1023 of 1024."""
+    small = {"shorter_edge": SIDE, "longer_edge": SIDE, "size_divisor": 64}
+    values = {"num_classes": CLASSES, "input": small, "roi__canonical_size": 224 / 2**0.5 * (SIDE - 1) / SIDE}
+    return preset("matterport/mask_rcnn_coco", **{"backbone__name": "resnet50", **values, **changes})
 
 
 def shapes(classes, stages=STAGES):
@@ -44,7 +54,7 @@ def shapes(classes, stages=STAGES):
     return {**found, "mrcnn_mask_deconv": (2, 2, 256, 256), "mrcnn_mask": (1, 1, 256, classes + 1)}
 
 
-def random_tensors(classes=3, stages=STAGES, seed=0):
+def random_tensors(classes=CLASSES, stages=STAGES, seed=0):
     """{"layer/weight": array} of such a network, nothing at its default, answers of a moderate size."""
     random = np.random.default_rng(seed)
     tensors = {}
