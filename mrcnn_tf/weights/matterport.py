@@ -95,9 +95,8 @@ def assign_matterport(model: Any, tensors: Mapping[str, np.ndarray], skip: Itera
     _check_shapes(parts, named, config)
     used = set()
     for part in parts:
-        values = {name: np.asarray(named[name], np.float64) for name in part.shapes}
-        for name, value in _converted(part, values).items():
-            part.weights[name].assign(value.astype(np.float32))
+        for name, value in _converted(part, named).items():
+            part.weights[name].assign(np.asarray(value, np.float32))
             report.loaded.append(part.weights[name].path)
         used.update(part.shapes)
     _list_the_rest(parts, used, skipped, named, report)
@@ -213,11 +212,13 @@ def _shapes(path: str, own: dict, source: str, norm: str, config: Config) -> dic
     return {**shapes, **{f"{norm}/{name}": (outputs,) for name in _NORM_TENSORS if norm}}
 
 
-def _converted(part: _Part, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _converted(part: _Part, named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The values of the weights of a part, by their names in it, made of the tensors there."""
-    kernel, bias = values[f"{part.source}/kernel"], values[f"{part.source}/bias"]
+    # Statistics in float64, as quotients and differences of them lose digits; a kernel of that size would be large.
+    kernel = np.asarray(named[f"{part.source}/kernel"], np.float32)
+    bias = np.asarray(named[f"{part.source}/bias"], np.float64)
     if part.norm:
-        norm = {name: values[f"{part.norm}/{name}"] for name in _NORM_TENSORS}
+        norm = {name: np.asarray(named[f"{part.norm}/{name}"], np.float64) for name in _NORM_TENSORS}
         if _is_backbone(part.path):
             norm["moving_mean"] = norm["moving_mean"] - bias
             return {"kernel": kernel, **{f"norm/{name}": value for name, value in norm.items()}}
@@ -228,7 +229,7 @@ def _converted(part: _Part, values: Mapping[str, np.ndarray]) -> dict[str, np.nd
         kernel, bias = foreground_over_background(kernel), foreground_over_background(bias)
     elif part.path == "rpn/deltas":
         units = np.tile(DELTA_UNITS, len(bias) // 4)
-        kernel, bias = kernel * units, bias * units
+        kernel, bias = kernel * units.astype(kernel.dtype), bias * units
     elif part.path in ("box_deltas", "mask_logits"):
         background = 4 if part.path == "box_deltas" else 1
         kernel, bias = kernel[..., background:], bias[background:]
@@ -245,7 +246,7 @@ def fold_norm(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel [..., F] and bias [F] of one layer that is a convolution and the batch norm [F] after it."""
     scale = gamma / np.sqrt(moving_variance + NORM_EPSILON)
-    return kernel * scale, (bias - moving_mean) * scale + beta
+    return kernel * scale.astype(kernel.dtype), (bias - moving_mean) * scale + beta
 
 
 def foreground_over_background(scores: np.ndarray) -> np.ndarray:
