@@ -12,6 +12,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from mrcnn_tf.layers.grouped_conv import grouped_conv2d
+
 NORM_GROUPS = 32  # Group normalisation's own default (Wu and He 2018)
 
 
@@ -83,7 +85,7 @@ class ConvNorm(keras.layers.Layer):
             outputs = self.norm(self._convolve(inputs, self.kernel), training=training)
         else:
             scale, offset = self._scale_and_offset(inputs.dtype)
-            outputs = tf.nn.bias_add(self._convolve(inputs, self.kernel * scale), offset)
+            outputs = self._add(self._convolve(inputs, self.kernel * scale), offset)
         return tf.nn.relu(outputs) if self.activation == "relu" else outputs
 
     @property
@@ -91,18 +93,43 @@ class ConvNorm(keras.layers.Layer):
         return self.norm_kind != "frozen" and self.norm.trainable
 
     def _convolve(self, inputs, kernel):
-        pad = self._pad
-        padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
-        # The same by a name where there is one: gradients with a written-out padding miss the fast kernels.
-        if pad == 0:
-            padding = "VALID"
-        elif self.strides == 1 and self.kernel_size % 2:
-            padding = "SAME"
         kernel = tf.cast(kernel, inputs.dtype)
-        if self.dilation > 1 and not tf.config.list_physical_devices("GPU"):
-            # Through a rearrangement of cells: the CPU has no gradient of a dilated convolution without oneDNN.
-            return tf.nn.convolution(inputs, kernel, self.strides, padding, dilations=self.dilation)
-        return tf.nn.conv2d(inputs, kernel, self.strides, padding, dilations=self.dilation)
+        if self.dilation > 1:
+            return self._convolve_dilated(inputs, kernel)
+        if self._pad == 0 or (self.strides == 1 and self.kernel_size % 2):
+            # By a name where there is one: gradients with a written-out padding miss the fast kernels.
+            return self._convolve_plainly(inputs, kernel, "SAME" if self._pad else "VALID")
+        padding = [[0, 0], [self._pad, self._pad], [self._pad, self._pad], [0, 0]]
+        if self.groups > 1:
+            return self._convolve_plainly(tf.pad(inputs, padding), kernel, "VALID")
+        return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+
+    def _convolve_plainly(self, inputs, kernel, padding: str):
+        if self.groups > 1:
+            return grouped_conv2d(inputs, kernel, self.strides, padding)
+        return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+
+    def _convolve_dilated(self, inputs, kernel):
+        """Stride 1. A CPU without oneDNN has no gradient of a dilated convolution, hence the other way around.
+
+        Every `dilation`-th row and column make a map of their own, on which the convolution is a plain one.
+        """
+        step, pad = self.dilation, self._pad
+        if tf.config.get_visible_devices("GPU"):
+            padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
+            return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=step)
+        rest = -(tf.shape(inputs)[1:3] + 2 * pad) % step  # makes the sides multiples of the dilation
+        padding = tf.stack([tf.fill([2], pad), pad + rest], axis=1)
+        crops = tf.stack([tf.zeros_like(rest), rest], axis=1)
+        maps = tf.space_to_batch(inputs, [step, step], padding)
+        return tf.batch_to_space(self._convolve_plainly(maps, kernel, "VALID"), [step, step], crops)
+
+    def _add(self, outputs, offset):
+        if self.groups == 1:
+            return tf.nn.bias_add(outputs, offset)
+        # The reshape keeps TensorFlow from fusing the two (`grouped_conv2d`).
+        flat = tf.nn.bias_add(tf.reshape(outputs, [-1, self.filters]), offset)
+        return tf.reshape(flat, tf.shape(outputs))
 
     @property
     def _pad(self) -> int:
