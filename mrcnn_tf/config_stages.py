@@ -245,16 +245,25 @@ class MaskHeadConfig:
     """The mask branch: convolutions, a deconvolution, K sigmoid masks (figure 3, right).
 
     With the features "c4" it stands on the output of res5 (figure 3, left), whose side is that of `pool` divided by
-    the stride of res5.
+    the stride of res5. The paper's comparisons: `fc` makes it a perceptron of these widths in the place of all
+    convolutions (table 2e); `activation` "softmax" lets the classes and the background compete for a pixel (table 2b);
+    `class_agnostic` predicts a single mask for all classes (section 4.2).
     """
 
     pool: int = 14
     convs: tuple[int, ...] = (256, 256, 256, 256)
     norm: str = "none"
     deconv: int = 256
+    fc: tuple[int, ...] = ()
+    activation: str = "sigmoid"
+    class_agnostic: bool = False
 
     def __post_init__(self):
         check(self.pool >= 1, self, "pool", "at least 1")
+        check(all(width >= 1 for width in self.fc), self, "fc", "positive widths")
+        check(self.activation in ("sigmoid", "softmax"), self, "activation", "'sigmoid' or 'softmax'")
+        alone = not (self.class_agnostic and self.activation == "softmax")
+        check(alone, self, "class_agnostic", "a single mask has no classes that a softmax could choose from")
         check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
         check(self.norm in HEAD_NORMS, self, "norm", f"one of {', '.join(HEAD_NORMS)}")
         check(self.deconv >= 1, self, "deconv", "positive")

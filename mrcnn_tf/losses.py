@@ -91,6 +91,18 @@ def mask_loss(logits: tf.Tensor, targets: tf.Tensor, classes: tf.Tensor) -> tupl
     return tf.reduce_sum(loss) / pixels, tf.cast(count, tf.float32)
 
 
+def softmax_mask_loss(logits: tf.Tensor, targets: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The multinomial loss that table 2b compares `mask_loss` with: a softmax over the classes of every pixel.
+
+    `logits` [P, M, M, K + 1], 0 the background; `targets` [P, M, M] of 0 and 1; `classes` [P] int32: 1..K, 0 ignores
+    the RoI. Mean over pixels, summed over RoIs; the count is theirs.
+    """
+    labels = tf.cast(targets, tf.int32) * tf.maximum(classes, 0)[:, None, None]
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+    valid = tf.cast(classes > 0, tf.float32)
+    return tf.reduce_sum(tf.reduce_mean(loss, axis=(1, 2)) * valid), tf.reduce_sum(valid)
+
+
 def keypoint_loss(logits: tf.Tensor, index: tf.Tensor, valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Softmax cross-entropy over the cells of each visible keypoint's map (section 5); the count is that of keypoints.
 

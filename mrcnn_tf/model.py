@@ -266,7 +266,7 @@ def _global_losses(outputs: dict, config: Config) -> dict:
         ),
     }
     if "mask" in config.branches:
-        sums["mask_loss"] = losses.mask_loss(outputs["mask_logits"], outputs["mask_targets"], outputs["mask_classes"])
+        sums["mask_loss"] = _mask_loss(outputs, config)
     if "keypoints" in config.branches:
         total, count = losses.keypoint_loss(
             outputs["keypoint_logits"], outputs["keypoint_index"], outputs["keypoint_valid"]
@@ -274,3 +274,12 @@ def _global_losses(outputs: dict, config: Config) -> dict:
         sums["keypoint_loss"] = total * config.keypoint_head.loss_weight, count
     # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
     return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
+
+
+def _mask_loss(outputs: dict, config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+    logits, targets, classes = (outputs[f"mask_{name}"] for name in ("logits", "targets", "classes"))
+    if config.mask_head.activation == "softmax":
+        return losses.softmax_mask_loss(logits, targets, classes)
+    # One mask for all classes: every object is of the only class that there is a mask for.
+    classes = tf.minimum(classes, 1) if config.mask_head.class_agnostic else classes
+    return losses.mask_loss(logits, targets, classes)

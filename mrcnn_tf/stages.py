@@ -74,7 +74,7 @@ class Stages:
         self.box = Branch("box", config, config.box_head.pool, res5, box_head)
         self.mask = self.keypoints = None
         if "mask" in config.branches:
-            mask_head = MaskHead(config.mask_head, config.num_classes, epsilon=epsilon)
+            mask_head = MaskHead(config.mask_head, config.num_classes, epsilon, config.mask_side)
             self.mask = Branch("mask", config, config.mask_head.pool, res5, mask_head)
         if "keypoints" in config.branches:
             head = KeypointHead(config.keypoint_head)
@@ -176,7 +176,7 @@ class Stages:
         if self.mask:
             mask_features = self.mask.features(maps, flat_boxes, image_index)
             mask_logits = self.mask.head(mask_features)
-            masks = SelectMasks(name="select_masks")(mask_logits, flat_classes)
+            masks = SelectMasks(self.config.mask_head.activation, name="select_masks")(mask_logits, flat_classes)
             outputs["masks"] = UnflattenRoIs()(masks, boxes)
             self.tensors["mask_align"] = ([maps, boxes], mask_features)
             self.tensors["mask_head"] = (mask_features, mask_logits)

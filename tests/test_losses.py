@@ -188,3 +188,15 @@ def test_shares_of_two_replicas_add_up():
     whole = losses.mask_loss(logits, targets, classes)
     parts = [losses.mask_loss(logits[s], targets[s], classes[s]) for s in (slice(0, 1), slice(1, 6))]
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
+
+
+def test_softmax_mask_by_hand():
+    # Two pixels a side, two classes and the background; the second RoI does not count.
+    logits = np.zeros((2, 2, 2, 3), np.float32)
+    logits[0, 0, 0] = [1.0, 2.0, 3.0]
+    targets = np.zeros((2, 2, 2), np.float32)
+    targets[0, 0, 0] = 1.0
+    total, count = losses.softmax_mask_loss(tf.constant(logits), tf.constant(targets), tf.constant([2, 0]))
+    own = -np.log(np.exp(3) / (np.exp(1) + np.exp(2) + np.exp(3)))
+    assert float(total) == pytest.approx((own + 3 * np.log(3)) / 4, rel=1e-6)
+    assert float(count) == 1

@@ -96,18 +96,34 @@ def _likeliest_class(scores: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, t
 class SelectMasks(Float32Layer):
     """The mask of each detection's own class (section 3: mask and class prediction are decoupled).
 
+    Args:
+        activation: "sigmoid", or "softmax" over the classes and the background (table 2b).
+
     Call arguments:
-        mask_logits: [N, M, M, K]. classes: [N] int32, 1..K, 0 padding.
+        mask_logits: [N, M, M, L]; L is K, or 1 where one mask serves all classes, or K + 1 with the background first
+            and a softmax. classes: [N] int32, 1..K, 0 padding.
 
     Returns:
         [N, M, M] in [0, 1]; 0 for padding.
     """
 
+    def __init__(self, activation: str = "sigmoid", **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation
+
     def call(self, mask_logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        own = tf.maximum(tf.cast(classes, tf.int32) - 1, 0)
-        logits = tf.gather(mask_logits, own[:, None], axis=3, batch_dims=1)[..., 0]
-        masks = tf.sigmoid(tf.cast(logits, tf.float32))
+        mask_logits, classes = tf.cast(mask_logits, tf.float32), tf.cast(classes, tf.int32)
+        if self.activation == "softmax":
+            own, values = classes, tf.nn.softmax(mask_logits, axis=-1)
+        else:
+            own = tf.zeros_like(classes) if mask_logits.shape[-1] == 1 else tf.maximum(classes - 1, 0)
+            values = mask_logits
+        masks = tf.gather(values, own[:, None], axis=3, batch_dims=1)[..., 0]
+        masks = masks if self.activation == "softmax" else tf.sigmoid(masks)
         return tf.where((classes > 0)[:, None, None], masks, 0.0)
 
     def compute_output_spec(self, mask_logits, classes):
         return spec(*mask_logits.shape[:3])
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "activation": self.activation}

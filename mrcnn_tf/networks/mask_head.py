@@ -1,4 +1,4 @@
-"""The mask branch on RoI features: one mask per class (figure 3, right).
+"""The mask branch on RoI features: one mask per class (figure 3), and what the paper compares with.
 
 Shape letters: N RoIs, S side of the pooled feature, M = 2 S, C channels, K classes.
 """
@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import MaskHeadConfig
-from mrcnn_tf.networks.convs import relu_convs
+from mrcnn_tf.networks.convs import he_normal, relu_convs
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
@@ -55,22 +55,37 @@ def _deconv_start(channels: int) -> keras.initializers.Initializer:
 class MaskHead:
     """The layers of the mask branch; calling it twice shares the weights.
 
-    Call: RoI features [N, S, S, C] -> mask logits [N, M, M, K], float32. `epsilon` is that of the norms.
+    Call: RoI features [N, S, S, C] -> mask logits [N, M, M, L], float32. L is K with one sigmoid a class, 1 with one
+    mask for all classes, and K + 1 with a softmax, where output 0 is the background.
+
+    Args:
+        config: what it is made of: convolutions and a deconvolution, or the layers of a perceptron.
+        num_classes: K. epsilon: that of the convolutions' norms. side: M of a perceptron's masks.
     """
 
-    def __init__(self, config: MaskHeadConfig, num_classes: int, epsilon: float = 1e-5):
-        self.layers = [
-            *relu_convs(config.convs, "mask_conv", config.norm, epsilon),
-            Deconv2x2(config.deconv, name="mask_deconv"),
-            keras.layers.Conv2D(
-                num_classes,
-                1,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
-                name="mask_logits",
-            ),
-            # Mixed precision ends here; a float32 `mask_logits` would turn its large input into float32.
-            keras.layers.Activation("linear", dtype="float32", name="mask_logits_float32"),
-        ]
+    def __init__(self, config: MaskHeadConfig, num_classes: int, epsilon: float = 1e-5, side: int = 28):
+        outputs = 1 if config.class_agnostic else num_classes + (config.activation == "softmax")
+        small = keras.initializers.RandomNormal(stddev=0.001)
+        if config.fc:
+            self.layers = [
+                keras.layers.Flatten(name="mask_flatten"),
+                *(
+                    keras.layers.Dense(
+                        width, activation="relu", kernel_initializer=he_normal(), name=f"mask_fc{number}"
+                    )
+                    for number, width in enumerate(config.fc, start=1)
+                ),
+                keras.layers.Dense(side * side * outputs, kernel_initializer=small, name="mask_logits"),
+                keras.layers.Reshape((side, side, outputs), name="mask_logits_per_pixel"),
+            ]
+        else:
+            self.layers = [
+                *relu_convs(config.convs, "mask_conv", config.norm, epsilon),
+                Deconv2x2(config.deconv, name="mask_deconv"),
+                keras.layers.Conv2D(outputs, 1, kernel_initializer=small, name="mask_logits"),
+            ]
+        # Mixed precision ends here; a float32 `mask_logits` would turn its large input into float32.
+        self.layers.append(keras.layers.Activation("linear", dtype="float32", name="mask_logits_float32"))
 
     def __call__(self, features: keras.KerasTensor) -> keras.KerasTensor:
         x = features

@@ -149,3 +149,21 @@ def test_select_masks_in_a_functional_model():
 def test_config_round_trip(layer):
     again = type(layer).from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
+
+
+def test_a_single_mask_serves_all_classes():
+    logits = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
+    masks = SelectMasks()(logits, np.array([1, 7, 0], np.int32)).numpy()
+    np.testing.assert_allclose(masks[:2], 1 / (1 + np.exp(-logits[:2, ..., 0])), rtol=1e-6)
+    np.testing.assert_array_equal(masks[2], 0)
+
+
+def test_softmax_masks_share_each_pixel_with_the_background():
+    logits = np.random.default_rng(0).normal(size=(3, 2, 2, 4)).astype(np.float32)
+    masks = SelectMasks("softmax")(logits, np.array([1, 3, 0], np.int32)).numpy()
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(masks[0], shares[0, ..., 1], rtol=1e-5)
+    np.testing.assert_allclose(masks[1], shares[1, ..., 3], rtol=1e-5)
+    np.testing.assert_array_equal(masks[2], 0)
+    layer = SelectMasks.from_config(SelectMasks("softmax").get_config())
+    np.testing.assert_array_equal(layer(logits, np.array([1, 3, 0], np.int32)), masks)

@@ -150,3 +150,26 @@ def test_keypoint_head():
     convs = [model.get_layer(f"keypoint_conv{number}").kernel.numpy() for number in (2, 3)]
     assert np.abs(convs[0] - convs[1]).max() > 1e-3
     assert model(noise(2, 14, 14, 256)).shape == (2, 56, 56, 17)
+
+
+def test_the_mask_branches_of_the_papers_comparisons():
+    features = keras.Input((6, 6, 8))
+
+    def shapes(side=28, **values):
+        model = keras.Model(features, MaskHead(MaskHeadConfig(**values), 5, side=side)(features))
+        return model.output.shape, {weight.path: tuple(weight.shape) for weight in model.weights}
+
+    output, weights = shapes(convs=(4,), deconv=4, class_agnostic=True)
+    assert output == (None, 12, 12, 1) and weights["mask_logits/kernel"] == (1, 1, 4, 1)
+    output, weights = shapes(convs=(4,), deconv=4, activation="softmax")
+    assert output == (None, 12, 12, 6) and weights["mask_logits/kernel"] == (1, 1, 4, 6)
+    output, weights = shapes(side=12, fc=(16, 24))
+    assert output == (None, 12, 12, 5)
+    assert weights == {
+        "mask_fc1/kernel": (6 * 6 * 8, 16),
+        "mask_fc1/bias": (16,),
+        "mask_fc2/kernel": (16, 24),
+        "mask_fc2/bias": (24,),
+        "mask_logits/kernel": (24, 12 * 12 * 5),
+        "mask_logits/bias": (12 * 12 * 5,),
+    }
