@@ -186,20 +186,21 @@ def _check_own(model: Any, weights: dict, stored: dict, header: Header, path: Pa
     here = {name: tuple(weight.shape) for name, weight in weights.items()}
     if here == stored:
         return
-    lines = []
+    values, lines = [], []
     config = getattr(model, "config", None)
     if isinstance(config, Config) and header.config is not None:
-        lines += [
+        values = [
             f"{name} is {then!r} there, {now!r} here" for name, then, now in compare.shapes(header.config, config)
         ]
     elif header.config is None:
-        lines.append(f"its configuration cannot be read ({header.problem})")
+        values = [f"its configuration cannot be read ({header.problem})"]
     lines += _listed("the model has, but the file has not", sorted(here.keys() - stored.keys()))
     lines += _listed("the file has, but the model has not", sorted(stored.keys() - here.keys()))
     both = sorted(here.keys() & stored.keys())
     other = [f"{name} {stored[name]} there, {here[name]} here" for name in both if stored[name] != here[name]]
     lines += _listed("of another shape", other)
-    raise WeightsError(f"{path}: the weights do not fit the model\n  " + "\n  ".join(lines))
+    first = ": " * bool(values) + "; ".join(values)  # on the first line, which is all that a command line shows
+    raise WeightsError(f"{path}: the weights do not fit the model{first}\n  " + "\n  ".join(lines))
 
 
 def _listed(title: str, names: list[str], most: int = 6) -> list[str]:

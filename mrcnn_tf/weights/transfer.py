@@ -51,7 +51,7 @@ def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = Non
         if name not in MAY_DIFFER and None not in (old, new)  # a branch that one of them has not
     ]
     if wrong:
-        raise WeightsError("the weights do not fit the model\n  " + "\n  ".join(wrong))
+        raise WeightsError(f"the weights do not fit the model: {'; '.join(wrong)}")
     pairs = None if class_map is None else class_rows(then.class_names, now.class_names, class_map)
     if pairs is None and then.num_classes == now.num_classes:
         pairs = [(place, place) for place in range(now.num_classes)]

@@ -85,10 +85,8 @@ def test_own_weights_of_another_model_say_what_differs(tmp_path):
     with pytest.raises(WeightsError) as caught:
         load_weights(target, tmp_path / "m.weights.h5")
     assert str(caught.value).splitlines() == [
-        f"{tmp_path / 'm.weights.h5'}: the weights do not fit the model",
-        "  num_classes is 3 there, 5 here",
-        "  backbone.name is 'resnet18' there, 'resnet34' here",
-        "  box_head.fc is (4,) there, (8,) here",
+        f"{tmp_path / 'm.weights.h5'}: the weights do not fit the model: num_classes is 3 there, 5 here; "
+        "backbone.name is 'resnet18' there, 'resnet34' here; box_head.fc is (4,) there, (8,) here",
         "  of another shape: box_classes/bias (4,) there, (6,) here, box_classes/kernel (4, 4) there, (8, 6) here, "
         "box_fc1/bias (4,) there, (8,) here, box_fc1/kernel (5, 4) there, (5, 8) here",
     ]
