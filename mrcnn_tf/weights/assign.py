@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,126 +10,270 @@ import numpy as np
 
 from mrcnn_tf.config import Config
 from mrcnn_tf.presets import preset
-from mrcnn_tf.weights import detectron2, torchvision
+from mrcnn_tf.weights import compare, detectron2, torchvision
+from mrcnn_tf.weights.guess import BACKBONE_CONVENTIONS, backbone_name, guess
+from mrcnn_tf.weights.keras_applications import assign_keras
+from mrcnn_tf.weights.matterport import assign_matterport
 from mrcnn_tf.weights.report import WeightsError, WeightsReport
-from mrcnn_tf.weights.torch_layout import from_torch, torch_shape
+from mrcnn_tf.weights.torch_layout import BLOCK, from_torch, torch_shape
 
-SOURCES = {"torchvision": torchvision, "detectron2": detectron2}
-# What the weights mean depends on these values; another one gives answers, but poor ones.
-CONVENTIONS = (
-    "input.channel_order",
-    "input.mean",
-    "backbone.stride_in",
-    "anchors.ratios",
-    "anchors.rounded",
-    "anchors.stride_rule",
-    "roi.half_pixel",
-    "box_head.delta_weights",
-)
-CLASS_LAYERS = ("box_classes", "box_deltas", "mask_logits")
+SOURCES = ("torchvision", "detectron2", "matterport", "keras")
+# Those that depend on what is to be found, and may be left as drawn where that is something else.
+CLASS_LAYERS = ("box_classes", "box_deltas", "mask_logits", "keypoint_deconv")
+_STATE_DICTIONARIES = {"torchvision": torchvision, "detectron2": detectron2}
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One weight of the model and the tensor that it is made of."""
+    """One weight of the model and the tensor, by the file's name, or the constant that it is made of."""
 
     variable: Any
-    tensor: str
-    rows: np.ndarray | None
-    outputs: int | None
+    tensor: str | None
+    rows: np.ndarray | None = None
+    outputs: int | None = None
+    constant: float = 0.0
 
 
-def assign(model: Any, tensors: Mapping[str, np.ndarray], source: str) -> WeightsReport:
+@dataclass(frozen=True)
+class _Job:
+    """What one call of `assign` works on: `own` has {name in a detector of today: name in `tensors`}."""
+
+    model: Any
+    names: Any
+    tensors: Mapping[str, np.ndarray]
+    own: dict[str, str]
+    source: str
+    skip: frozenset[str]
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether the tensors are of an ImageNet network."""
+        return self.names.is_backbone(self.tensors)
+
+    def tensor(self, path: str) -> str | None:
+        """The tensor for a weight of the model, None where there is none."""
+        return self.own.get(self.names.tensor_name(path, self.config))
+
+
+def assign(model: Any, tensors: Mapping[str, np.ndarray], source: str, skip: Iterable[str] = ()) -> WeightsReport:
     """Sets the weights of `model` to those of a model of another implementation.
 
-    Nothing is set unless every shape fits. A layer of which a tensor is missing stays as it was, all of it.
+    Nothing is set unless every shape fits. A layer of which a tensor is missing stays as it was, all of it. Tensors of
+    an ImageNet network set the backbone alone.
 
     Args:
         model: a `MaskRCNN`; the preset named like the source's model has its conventions.
-        tensors: {name: array} in the source's own names and layout.
-        source: "torchvision" or "detectron2".
+        tensors: {name: array} in the source's own names and layout, as `weights.read_tensors` gives them.
+        source: "torchvision", "detectron2", "matterport" or "keras".
+        skip: layers of the model that stay as they were drawn, such as `CLASS_LAYERS` for other classes.
 
     Returns:
         What became of every tensor and of every weight; it has been logged, loudly if anything is not as it should be.
 
     Raises:
-        WeightsError: an unknown source, tensors of another network (less than half of what the model needs is
-            there), or shapes that do not fit: names and shapes of both.
+        WeightsError: an unknown source or layer, tensors of another network (another backbone, or less than half of
+            what the model needs is there), or shapes that do not fit: names and shapes of both.
     """
     if source not in SOURCES:
         raise WeightsError(f"unknown source '{source}'; known are {', '.join(SOURCES)}")
-    names = SOURCES[source]
-    own_names = {names.modern_name(name): name for name in tensors}
-    warnings = _broken_conventions(model.config, names.PRESET) + names.doubts(tensors, model.config)
-    report = WeightsReport(source, warnings=warnings)
-    steps = _plan(model, names, own_names, report)
-    if 2 * len(steps) < len(model.weights):
-        found = f"only {len(steps)} of the {len(model.weights)} that the model needs"
-        raise WeightsError(f"these are no tensors of a Mask R-CNN with FPN of {source}: they have {found}")
-    _check_shapes(steps, tensors, model.config)
-    used = set()
+    skip = frozenset([skip] if isinstance(skip, str) else skip)
+    unknown = skip.difference(_layer(variable) for variable in model.weights)
+    if unknown:
+        raise WeightsError(f"the model has no layer called {', '.join(sorted(unknown))} that could be skipped")
+    if source == "matterport":
+        return assign_matterport(model, tensors, skip)
+    if source == "keras":
+        return assign_keras(model, tensors, source, skip)
+    names = _STATE_DICTIONARIES[source]
+    return _assign(_Job(model, names, tensors, _own_names(tensors, names, model.config), source, skip))
+
+
+def _assign(job: _Job) -> WeightsReport:
+    report = WeightsReport(job.source, warnings=_broken_conventions(job) + job.names.doubts(job.tensors, job.config))
+    wanted = _wanted(job, report)
+    steps = _plan(job, wanted, report)
+    _check_network(job, steps, report)
+    _check_shapes(job, steps)
     for step in steps:
-        path, pool = step.variable.path, model.config.box_head.pool
-        step.variable.assign(from_torch(path, tensors[step.tensor], pool, step.rows))
+        path = step.variable.path
+        if step.tensor is None:
+            step.variable.assign(np.full(step.variable.shape, step.constant, np.float32))
+        else:
+            step.variable.assign(from_torch(path, job.tensors[step.tensor], job.config.box_head.pool, step.rows))
         report.loaded.append(path)
-        used.add(step.tensor)
-    _list_the_rest(steps, used, tensors, names, report)
+    _list_the_rest(job, steps, report)
     report.log()
     return report
 
 
-def _plan(model: Any, names: Any, own_names: dict[str, str], report: WeightsReport) -> list[_Step]:
-    """The steps for all layers that nothing is missing of; the others are listed in the report."""
-    config = model.config
-    layers: dict[str, list[_Step]] = {}
-    for variable in model.weights:
-        layer = variable.path.split("/")[0]
-        steps = layers.setdefault(layer, [])
-        name = names.tensor_name(variable.path)
-        if name not in own_names:
-            report.missing.append(f"{name or 'no tensor'} (for {variable.path})")
+def _own_names(tensors: Mapping[str, np.ndarray], names: Any, config: Config) -> dict[str, str]:
+    own: dict[str, str] = {}
+    for name in tensors:
+        modern = names.modern_name(name, config)
+        if modern in own:
+            raise WeightsError(f"two tensors are the same one: {own[modern]} and {name}")
+        own[modern] = name
+    return own
+
+
+def _layer(variable: Any) -> str:
+    return variable.path.split("/")[0]
+
+
+# === What is made of what ===
+
+
+def _wanted(job: _Job, report: WeightsReport) -> list[Any]:
+    """The weights of the model that the tensors have to tell; the layers of the others are listed in the report."""
+    wanted = []
+    for variable in job.model.weights:
+        layer = _layer(variable)
+        if layer in job.skip:
+            report.reinitialized += [layer] * (layer not in report.reinitialized)
+        elif job.is_backbone and layer != "stem" and not BLOCK.fullmatch(layer):
             report.left += [layer] * (layer not in report.left)
+        else:
+            wanted.append(variable)
+    return wanted
+
+
+def _plan(job: _Job, wanted: list[Any], report: WeightsReport) -> list[_Step]:
+    """The steps for all layers that nothing is missing of; the others are listed in the report."""
+    steps, incomplete = [], set()
+    other_norms = _other_norms(job, wanted)
+    for variable in wanted:
+        path = variable.path
+        if path.rpartition("/")[0] in other_norms:
             continue
-        rows, outputs = names.rows(variable.path, config.num_classes, config.anchors.per_position) or (None, None)
-        steps.append(_Step(variable, own_names[name], rows, outputs))
-    return [step for layer, steps in layers.items() if layer not in report.left for step in steps]
+        name = job.names.tensor_name(path, job.config)
+        constant = job.names.implied(name, job.own, job.config) if name else None
+        if name in job.own:
+            rows, outputs = job.names.rows(path, job.config) or (None, None)
+            steps.append(_Step(variable, job.own[name], rows, outputs))
+        elif constant is not None:
+            steps.append(_Step(variable, None, constant=constant))
+        else:
+            report.missing.append(f"{name or 'no tensor'} (for {path})")
+            incomplete.add(_layer(variable))
+    if other_norms:
+        report.left += sorted(other_norms)
+        report.warnings.append("the model has group norms, these weights batch norms: only the kernels were taken")
+    report.left += list(dict.fromkeys(_layer(variable) for variable in wanted if _layer(variable) in incomplete))
+    return [step for step in steps if _layer(step.variable) not in incomplete]
 
 
-def _check_shapes(steps: list[_Step], tensors: Mapping[str, np.ndarray], config: Config) -> None:
-    wrong, hint = [], ""
+def _other_norms(job: _Job, wanted: list[Any]) -> set[str]:
+    """The group norms of the model for which there are batch norms: their scale and shift mean nothing without."""
+    paths = {variable.path for variable in wanted}
+    norms = {path.removesuffix("/gamma") for path in paths if path.endswith("/norm/gamma")}
+    return {norm for norm in norms if f"{norm}/moving_mean" not in paths and job.tensor(f"{norm}/moving_mean")}
+
+
+# === Whether it fits ===
+
+
+def _check_network(job: _Job, steps: list[_Step], report: WeightsReport) -> None:
+    """Raises `WeightsError` for tensors of another network: another backbone, or names that are not those needed."""
+    found = sum(step.tensor is not None for step in steps)
+    if found < len(report.missing) or not found:
+        try:
+            other = guess(job.tensors, job.source)
+            hint = f"; they look like those of a {other.preset} ({other.config().backbone.name})"
+        except WeightsError:
+            hint = "; is it the right source?"
+        raise WeightsError(
+            f"these are no tensors of this network of {job.source}: of those that the model needs {found} are there, "
+            f"{len(report.missing)} are not{hint}"
+        )
+    theirs = backbone_name({name: np.shape(job.tensors[file_name]) for name, file_name in job.own.items()})
+    if theirs not in (None, job.config.backbone.name):
+        raise WeightsError(
+            f"the weights are of a {theirs}, but the model's backbone.name is {job.config.backbone.name}"
+        )
+
+
+def _check_shapes(job: _Job, steps: list[_Step]) -> None:
+    wrong, of_classes = [], []
     for step in steps:
+        if step.tensor is None:
+            continue
         path, shape = step.variable.path, tuple(step.variable.shape)
-        needed = torch_shape(path, shape, config.box_head.pool, step.outputs)
-        found = tuple(np.shape(tensors[step.tensor]))
+        needed = torch_shape(path, shape, job.config.box_head.pool, step.outputs)
+        found = tuple(np.shape(job.tensors[step.tensor]))
         if found != needed:
             wrong.append(f"{step.tensor} has the shape {found}, but {path} {shape} needs {needed}")
-            if path.split("/")[0] in CLASS_LAYERS and found[1:] == needed[1:]:
-                hint = f"; is it of a model of another number of classes (num_classes is {config.num_classes})?"
+            if _layer(step.variable) in CLASS_LAYERS:
+                of_classes.append(_layer(step.variable))
     if wrong:
-        raise WeightsError(f"the weights do not fit the model{hint}\n  " + "\n  ".join(wrong))
+        raise WeightsError(f"the weights do not fit the model{_class_hint(job, of_classes)}\n  " + "\n  ".join(wrong))
 
 
-def _list_the_rest(steps: list[_Step], used: set[str], tensors: Mapping, names: Any, report: WeightsReport) -> None:
+def _class_hint(job: _Job, layers: list[str]) -> str:
+    """What to do about other classes or keypoints, if those are what does not fit."""
+    texts, logits = [], job.own.get(job.names.CLASS_LOGITS)
+    theirs = np.shape(job.tensors[logits])[0] - 1 if logits else None
+    if layers and theirs not in (None, job.config.num_classes):
+        texts.append(f"they are of a model of {theirs} classes (its num_classes is {job.config.num_classes})")
+    deconvolution = job.tensor("keypoint_deconv/bias")
+    if "keypoint_deconv" in layers and deconvolution:
+        found, needed = len(job.tensors[deconvolution]), len(job.config.keypoint_head.names)
+        texts.append(f"they are of {found} keypoints (its keypoint_head.names has {needed})")
+    if not texts:
+        return ""
+    names = ", ".join(f"'{layer}'" for layer in dict.fromkeys(layers))
+    return f": {', '.join(texts)}; skip=({names},) would leave these layers as drawn, to be trained"
+
+
+def _broken_conventions(job: _Job) -> list[str]:
+    """Where the model's configuration is not that of the source's own model."""
+    right = preset(job.names.preset_name(job.config))
+    broken = []
+    for name, ours, theirs in compare.conventions(job.config, right):
+        if job.is_backbone and name not in BACKBONE_CONVENTIONS:
+            continue
+        # Frozen norms of torchvision: see its `doubts`. Detectron2's ResNets are trained with both.
+        if name == "backbone.norm_epsilon" and job.source == "torchvision" and ours == 0 and not job.is_backbone:
+            continue
+        other_std = preset("detectron2/mask_rcnn_X_101_32x8d_FPN").input.std
+        if name == "input.std" and job.source == "detectron2" and ours == other_std:
+            continue
+        broken.append(f"{name} is {ours!r}, but these weights were trained with {theirs!r}")
+    return broken
+
+
+# === What is left ===
+
+
+def _list_the_rest(job: _Job, steps: list[_Step], report: WeightsReport) -> None:
     """What of the tensors was left out on purpose, and what nothing took."""
-    for name in tensors:
-        if name not in used:
-            (report.left_out if names.LEFT_OUT.fullmatch(name) else report.unused).append(name)
+    used = {step.tensor for step in steps}
+    reasons = {}
+    for variable in job.model.weights:
+        if _layer(variable) in job.skip:
+            reasons[job.tensor(variable.path)] = f"of {_layer(variable)}, which stays as drawn"
+    for norm in _other_norms(job, job.model.weights):
+        for weight in ("gamma", "beta", "moving_mean", "moving_variance"):
+            reasons[job.tensor(f"{norm}/{weight}")] = "a batch norm's, where the model has a group norm"
+    for modern, name in job.own.items():
+        if name in used:
+            continue
+        found = (why for pattern, why in job.names.LEFT_OUT if pattern.fullmatch(modern))
+        why = reasons.get(name) or next(found, None)
+        if why:
+            report.left_out.append(name)
+            report.reasons[name] = why
+        else:
+            report.unused.append(name)
     for step in steps:
         left = () if step.rows is None else np.setdiff1d(np.arange(step.outputs), step.rows)
         if len(left):
-            report.left_out.append(f"{step.tensor}[{left[0]}:{left[-1] + 1}] ({names.LEFT_ROWS})")
+            report.left_out.append(f"{step.tensor}[{left[0]}:{left[-1] + 1}] ({job.names.LEFT_ROWS})")
     if report.unused:
         report.warnings.append(f"{len(report.unused)} tensors are of no part of the model")
-
-
-def _broken_conventions(config: Config, name: str) -> list[str]:
-    """Where the model's configuration is not that of the source's own model."""
-    right, broken = preset(name), []
-    for dotted in CONVENTIONS:
-        section, field = dotted.split(".")
-        ours, theirs = (getattr(getattr(one, section), field) for one in (config, right))
-        # Means are published with and without decimals.
-        same = np.allclose(ours, theirs, atol=0.5) if dotted == "input.mean" and len(ours) == 3 else ours == theirs
-        if not same:
-            broken.append(f"{dotted} is {ours!r}, but these weights were trained with {theirs!r}")
-    return broken
+    implied = sum(step.tensor is None for step in steps)
+    if implied:
+        report.notes.append(f"{implied} weights are statistics that had been folded into the norms: mean 0, variance 1")

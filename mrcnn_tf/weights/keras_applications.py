@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
@@ -24,6 +24,7 @@ STAGES = ("stem", "res2", "res3", "res4", "res5")
 CHANNEL_MEAN = (103.939, 116.779, 123.68)
 NORM_EPSILON = 1.001e-5
 OLD_NAME = re.compile(r"(?P<kind>res|bn)(?P<stage>[2-5])(?P<letter>[a-z])(?P<number>\d*)_branch(?P<part>1|2[abc])")
+TOP = re.compile(r"(predictions|fc1000|probs)/.*")
 OLD_PARTS = {"1": "0", "2a": "1", "2b": "2", "2c": "3"}
 
 
@@ -56,23 +57,61 @@ def load_backbone(
     """
     stages = _checked_stages(reinitialize)
     layers = _backbone_layers(model)
-    tensors = read_tensors(path)
-    _check_same_network(layers, tensors, path)
-    report = WeightsReport(str(path), warnings=_broken_conventions(model))
+    anew = [name for name in layers if name.split("_")[0] in stages]
+    for name in anew:
+        _shrink_last_norm(name, layers[name], last_norm_gamma)
+    return _assign(model, layers, read_tensors(path), str(path), anew, allow_missing)
+
+
+def assign_keras(
+    model, tensors: Mapping[str, np.ndarray], source: str = "keras", skip: Iterable[str] = ()
+) -> WeightsReport:
+    """Sets the backbone of `model` to {"layer/weight": array} of a ResNet of Keras applications.
+
+    Args:
+        model: a Keras model with the layers of `networks.resnet` (a `MaskRCNN`).
+        tensors: the arrays under the file's names, today's or the older ones; with the top or without.
+        source: what to call it in messages.
+        skip: layers that stay as drawn.
+
+    Raises:
+        WeightsError: the tensors are of another network, or one has another shape.
+    """
+    return _assign(model, _backbone_layers(model), tensors, source, skip, allow_missing=True)
+
+
+def _assign(
+    model, layers: dict, tensors: Mapping[str, np.ndarray], source: str, skip: Iterable[str], allow_missing: bool
+) -> WeightsReport:
+    names = {modern_name(name): name for name in tensors}
+    _check_same_network(layers, names, source)
+    report = WeightsReport(source, warnings=_broken_conventions(model))
+    own = {name: tensors[file_name] for name, file_name in names.items()}
     used: set[str] = set()
-    for name, layer in layers.items():
-        if name.split("_")[0] in stages:
-            report.reinitialized.append(name)
-            _shrink_last_norm(name, layer, last_norm_gamma)
-        else:
-            _load_layer(name, layer, tensors, report, used)
-    if not hasattr(layers["stem"].norm, "moving_mean"):
+    for weight in model.weights:
+        layer = weight.path.split("/")[0]
+        listed = report.reinitialized if layer in skip else report.left
+        if (layer in skip or layer not in layers) and layer not in listed:
+            listed.append(layer)
+    steps: list[tuple] = []
+    for name, weights in layers.items():
+        if name not in skip:
+            steps += _plan_layer(name, weights, own, report, used)
+    for weight, value in steps:
+        weight.assign(value)
+        report.loaded.append(weight.path)
+    if "moving_mean" not in layers["stem"]:
         report.warnings.append("the model has group norms, which these files do not: only the kernels were taken")
-    report.unused = [name for name in tensors if name not in used]
-    if not report.loaded and len(report.reinitialized) < len(layers):
+    if not report.loaded and not set(skip).issuperset(layers):
         raise WeightsError(
-            f"{path}: none of the {len(tensors)} tensors in it belongs to a ResNet of Keras applications"
+            f"{source}: none of the {len(tensors)} tensors in it belongs to a ResNet of Keras applications"
         )
+    for name, file_name in names.items():
+        if TOP.fullmatch(name):
+            report.left_out.append(file_name)
+            report.reasons[file_name] = "the classifier of ImageNet"
+        elif name not in used:
+            report.unused.append(file_name)
     if report.missing and not allow_missing:
         raise WeightsError(report.summary())
     report.log()
@@ -98,7 +137,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path}: backbone weights are read from .npz and .h5 files")
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); the file may be cut short") from error
-    return {_modern_name(name): value for name, value in raw.items()}
+    return {modern_name(name): value for name, value in raw.items()}
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
@@ -119,9 +158,10 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _modern_name(name: str) -> str:
-    """`res2b_branch2a/kernel` as `conv2_block2_1_conv/kernel`; other names as they are."""
+def modern_name(name: str) -> str:
+    """`res2b_branch2a/res2b_branch2a/kernel:0` as `conv2_block2_1_conv/kernel`; today's names as they are."""
     layer, _, tensor = name.rpartition("/")
+    layer, tensor = layer.rpartition("/")[2], tensor.split(":")[0]
     match = OLD_NAME.fullmatch(layer)
     if match:
         # Blocks are called a, b, c, ... or, in the deeper networks, a, b1, b2, ...
@@ -148,8 +188,13 @@ def _checked_stages(stages: Iterable[str]) -> set[str]:
     return stages
 
 
-def _backbone_layers(model) -> dict:
-    layers = {layer.name: layer for layer in model.layers if LAYER.fullmatch(layer.name)}
+def _backbone_layers(model) -> dict[str, dict]:
+    """{layer: {"kernel", "gamma", ...: weight}} of the backbone, wherever in the model its layers stand."""
+    layers: dict[str, dict] = {}
+    for weight in model.weights:
+        layer, *_, tensor = weight.path.split("/")
+        if LAYER.fullmatch(layer):
+            layers.setdefault(layer, {})[tensor] = weight
     if "stem" not in layers:
         raise WeightsError(f"the model '{model.name}' has no ResNet backbone (no layer called 'stem')")
     if "res2_block1_conv3" not in layers:
@@ -157,6 +202,9 @@ def _backbone_layers(model) -> dict:
             "the model's backbone has basic blocks (ResNet-18 or 34), which Keras applications has no weights for; "
             "choose resnet50, resnet101 or resnet152"
         )
+    grouped = layers["res2_block1_conv2"]["kernel"]
+    if grouped.shape[2] != layers["res2_block1_conv1"]["kernel"].shape[3]:
+        raise WeightsError("the model's backbone is a ResNeXt, which Keras applications has no weights for")
     return layers
 
 
@@ -199,15 +247,15 @@ def _close(value, right) -> bool:
     return value == right if isinstance(right, str) else 0.5 < value / right < 2
 
 
-def _shrink_last_norm(name: str, layer, gamma: float | None) -> None:
+def _shrink_last_norm(name: str, weights: dict, gamma: float | None) -> None:
     if gamma is not None and name.endswith("_conv3"):
-        layer.norm.gamma.assign(np.full(layer.norm.gamma.shape, gamma, np.float32))
+        weights["gamma"].assign(np.full(weights["gamma"].shape, gamma, np.float32))
 
 
-def _load_layer(name: str, layer, tensors: dict, report: WeightsReport, used: set[str]) -> None:
-    """Sets one convolution and its norm, or neither."""
+def _plan_layer(name: str, weights: dict, tensors: dict, report: WeightsReport, used: set[str]) -> list[tuple]:
+    """(weight, its value) of one convolution and its norm, or nothing where a tensor of the two is missing."""
     source = _file_layer(name)
-    has_statistics = hasattr(layer.norm, "moving_mean")
+    has_statistics = "moving_mean" in weights
     wanted = {"kernel": f"{source}_conv/kernel"}
     # Scale and shift that were trained with stored statistics mean nothing to a group norm.
     wanted.update({tensor: f"{source}_bn/{tensor}" for tensor in NORM_TENSORS if has_statistics})
@@ -215,19 +263,19 @@ def _load_layer(name: str, layer, tensors: dict, report: WeightsReport, used: se
     if missing:
         report.missing += missing
         report.left.append(name)
-        return
+        return []
     values = {tensor: tensors[file_name] for tensor, file_name in wanted.items()}
     used.update(wanted.values())
+    if not has_statistics:
+        report.left.append(f"{name}/norm")
     bias = f"{source}_conv/bias"
     if bias in tensors and has_statistics:
         used.add(bias)
-        _check_shape(bias, tensors[bias], layer.norm.moving_mean, name)
+        _check_shape(bias, tensors[bias], weights["moving_mean"], name)
         values["moving_mean"] = values["moving_mean"] - tensors[bias]
     for tensor, value in values.items():
-        variable = layer.kernel if tensor == "kernel" else getattr(layer.norm, tensor)
-        _check_shape(wanted[tensor], value, variable, name)
-        variable.assign(value)
-        report.loaded.append(f"{name}/{tensor}")
+        _check_shape(wanted[tensor], value, weights[tensor], name)
+    return [(weights[tensor], value) for tensor, value in values.items()]
 
 
 def _check_shape(file_name: str, value: np.ndarray, variable, name: str) -> None:

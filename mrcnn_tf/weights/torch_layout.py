@@ -1,6 +1,7 @@
 """From the layout of torch's tensors to the layout of the model's weights.
 
-Shape letters: O outputs, I inputs, h w a kernel's sides, S side of the pooled feature, A anchors per cell, K classes.
+Shape letters: O outputs, I inputs (of one group, where a convolution has groups), h w a kernel's sides, S side of the
+pooled feature, A anchors per cell, K classes.
 
 torch keeps outputs first: convolutions [O, I, h, w], dense layers [O, I], deconvolutions [I, O, h, w]; a dense layer on
 a map expects it flattened channel by channel, ours position by position. Boxes there are x before y.
@@ -8,16 +9,26 @@ a map expects it flattened channel by channel, ours position by position. Boxes 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 # Which outputs of a source's tensor are taken, in the model's order, and how many there are.
 Rows = tuple[np.ndarray, int]
 
+NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+BLOCK = re.compile(r"res(?P<stage>[2-5])_block(?P<block>\d+)_(?P<part>conv[123]|shortcut)")
+DECONVOLUTIONS = ("mask_deconv/kernel", "keypoint_deconv/kernel")
+
 
 def swapped_boxes(count: int, skip: int = 0) -> Rows:
     """The rows of `count` deltas (dx, dy, dw, dh) as (dy, dx, dh, dw), the first `skip` deltas left out."""
-    deltas = np.arange(skip, skip + count)[:, None] * 4 + np.array([1, 0, 3, 2])
-    return deltas.reshape(-1), 4 * (skip + count)
+    return boxes_of(np.arange(skip, skip + count), skip + count)
+
+
+def boxes_of(order: np.ndarray, count: int) -> Rows:
+    """The rows of the deltas numbered `order`, out of `count` of (dx, dy, dw, dh), each as (dy, dx, dh, dw)."""
+    return (order[:, None] * 4 + np.array([1, 0, 3, 2])).reshape(-1), 4 * count
 
 
 def torch_shape(path: str, shape: tuple[int, ...], pool: int, outputs: int | None = None) -> tuple[int, ...]:
@@ -34,7 +45,7 @@ def torch_shape(path: str, shape: tuple[int, ...], pool: int, outputs: int | Non
     if len(shape) == 2:
         return (outputs or shape[1], shape[0])
     height, width, inputs, own_outputs = shape
-    if is_deconvolution(path):  # [h, w, O, I] here, no rows are ever left out
+    if path in DECONVOLUTIONS:  # [h, w, O, I] here, no rows are ever left out
         return (own_outputs, inputs, height, width)
     return (outputs or own_outputs, inputs, height, width)
 
@@ -46,11 +57,6 @@ def from_torch(path: str, tensor: np.ndarray, pool: int, rows: np.ndarray | None
         value = value[rows]
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)  # also a deconvolution's [I, O, h, w] to [h, w, O, I]
-    if value.ndim == 2 and path == "box_fc1/kernel":
+    if value.ndim == 2 and path == "box_fc1/kernel":  # the layer that takes the map, whatever convolutions made it
         value = value.reshape(len(value), -1, pool, pool).transpose(0, 2, 3, 1).reshape(len(value), -1)
     return value.T if value.ndim == 2 else value
-
-
-def is_deconvolution(path: str) -> bool:
-    """Whether the weight is the kernel of the mask branch's deconvolution."""
-    return path == "mask_deconv/kernel"
