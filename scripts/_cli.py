@@ -16,13 +16,15 @@ from typing import Any
 
 # Told without importing the package; tests hold this list and `mrcnn_tf.presets` together.
 PRESETS = """presets:
-  mask_rcnn_r50_fpn    ResNet-50-FPN as in the paper, 800 pixels, 160,000 steps
-  mask_rcnn_r101_fpn   the same with ResNet-101
-  mask_rcnn_r34_fpn    the same with ResNet-34, for smaller machines
-  mask_rcnn_r18_fpn    the same with ResNet-18
-  nucleus              small, crowded objects in small images; one class, 400 steps
-  coco_mini            384 pixels, 400 steps: a handful of images learnt by heart
-  shapes               a small network for circles, squares and triangles, from nothing in minutes"""
+  mask_rcnn_r50_fpn           ResNet-50-FPN as in the paper, 800 pixels, 160,000 steps
+  mask_rcnn_r101_fpn          the same with ResNet-101
+  mask_rcnn_r34_fpn           the same with ResNet-34, for smaller machines
+  mask_rcnn_r18_fpn           the same with ResNet-18
+  keypoint_rcnn_r50_fpn       boxes and keypoints of persons as in the paper, 90,000 steps
+  keypoint_mask_rcnn_r50_fpn  the same with masks
+  nucleus                     small, crowded objects in small images; one class, 400 steps
+  coco_mini                   384 pixels, 400 steps: a handful of images learnt by heart
+  shapes                      a small network for circles, squares and triangles, from nothing in minutes"""
 
 OVERRIDES = """values of the configuration:
   Any number of section.field=value, for example

@@ -12,6 +12,7 @@ import os
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_tf.data.coco_categories import read_categories, read_keypoints
 from mrcnn_tf.data.coco_records import NO_MASK, POLYGONS, RLE, Annotations, BadRecord, integer, read_members
 from mrcnn_tf.data.errors import SKIP_REMEDY, DataError, Problems
 from mrcnn_tf.data.schema import Dataset, Example
@@ -30,6 +31,11 @@ def read_coco(
     Classes 1..K are the categories in the order of their ids, gaps closed. Boxes that reach out of
     their image are clipped. Images without objects stay. An object without a segmentation is a bad
     record, unless it is a crowd or no annotation of the file has one: then the box serves as mask.
+
+    Names and skeleton of the keypoints are those of the categories taken. An object may lack keypoints (it is there
+    for its box and mask), but has no other number of them. A file without names gets "keypoint 1", "keypoint 2", ...
+
+    Persons alone are `class_names=("person",)`; `config.data.drop_empty` leaves out the images without any.
 
     Args:
         image_dir: the folder that the file names are relative to.
@@ -60,10 +66,11 @@ def read_coco(
     )
     for name in ("images", "annotations", "categories"):
         _check_member(path, members, name, report)
-    ids, names = _categories(path, categories, class_names)
+    ids, names, known = read_categories(path, categories, class_names)
+    keypoints = read_keypoints(path, categories, ids, annotations)
     images.drop_missing(folder)
-    table = _Table(annotations, images, ids, _all_category_ids(categories), report)
-    return CocoDataset(path, folder, images, table, ids, names, report)
+    table = _Table(annotations, images, ids, known, report, len(keypoints[0]))
+    return CocoDataset(path, folder, images, table, ids, names, report, keypoints)
 
 
 def _annotation_name(number: object, position: int) -> str:
@@ -82,35 +89,6 @@ def _check_member(path: str, members: dict, name: str, report: _Report) -> None:
     what = "is empty" if members.get(name) == 0 else "is no list" if name in members else "is missing"
     message = f"{path}: not COCO: '{name}' {what}; a COCO json has lists 'images', 'annotations' and 'categories'"
     raise DataError(message, "not COCO")
-
-
-def _all_category_ids(categories: list) -> np.ndarray:
-    return np.array(sorted(integer(record, "id") for record in categories), np.int64)
-
-
-def _categories(path: str, records: list, wanted) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Ids and names of the classes 1..K."""
-    known: dict[int, str] = {}
-    for position, record in enumerate(records):
-        try:
-            if not isinstance(record, dict) or not isinstance(record.get("name"), str):
-                raise BadRecord("", "should be an object with 'id' and 'name'")
-            number = integer(record, "id")
-            if number in known:
-                raise BadRecord("", f"the id {number} is taken by '{known[number]}' already")
-        except BadRecord as bad:
-            raise DataError(f"{path}: categories[{position}]: {bad}; correct the categories", "not COCO") from None
-        known[number] = record["name"]
-    if wanted is None:
-        ids = sorted(known)
-    else:
-        by_name = {name: number for number, name in known.items()}
-        missing = [name for name in wanted if name not in by_name]
-        if missing:
-            message = f"{path}: has no category '{missing[0]}'; its categories are {', '.join(sorted(by_name))}"
-            raise DataError(message, "category unknown")
-        ids = [by_name[name] for name in wanted]
-    return np.array(ids, np.int64), tuple(known[number] for number in ids)
 
 
 class _Report:
@@ -200,7 +178,15 @@ def _listing(folder: str) -> set[str]:
 class _Table:
     """The annotations that passed, grouped by image."""
 
-    def __init__(self, annotations: Annotations, images: _Images, ids: np.ndarray, known: np.ndarray, report: _Report):
+    def __init__(
+        self,
+        annotations: Annotations,
+        images: _Images,
+        ids: np.ndarray,
+        known: np.ndarray,
+        report: _Report,
+        keypoints: int,
+    ):
         self.annotations = annotations
         self._report = report
         count = len(annotations)
@@ -222,6 +208,12 @@ class _Table:
         self.sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
         self.boxes = self._clip_boxes()
         self._check_masks()
+        given = annotations.keypoint_counts()
+        self._refuse(
+            (given > 0) & (given != keypoints) & (keypoints > 0),
+            "keypoints of another number",
+            lambda r: f"it has {given[r]} keypoints, its category {keypoints}",
+        )
         kept = np.flatnonzero(self._good)
         self.order = kept[np.argsort(self.rows[kept], kind="stable")]
         self.starts = np.searchsorted(self.rows[self.order], np.arange(len(images.files) + 1))
@@ -306,7 +298,7 @@ class _Table:
 class CocoDataset(Dataset):
     """A COCO file; see `read_coco`. Annotations stay in flat columns until `example` is called."""
 
-    def __init__(self, path: str, folder: str, images: _Images, table: _Table, ids, names, report: _Report):
+    def __init__(self, path: str, folder: str, images: _Images, table: _Table, ids, names, report: _Report, keypoints):
         super().__init__(
             name=path,
             class_names=names,
@@ -316,13 +308,12 @@ class CocoDataset(Dataset):
             has_masks=table.has_masks,
             skip_bad=report.skip_bad,
             problems=report.problems,
+            keypoint_names=keypoints[0],
+            skeleton=keypoints[1],
         )
         self._folder = folder
         self._files = images.files
         self._table = table
-        ends = np.array(table.annotations.keypoint_end, np.int64)
-        lengths = np.diff(ends, prepend=0)
-        self._joints = int(lengths.max()) // 3 if len(lengths) else 0
 
     def file_name(self, index: int) -> str:
         """The file name as the json gives it."""
@@ -352,7 +343,7 @@ class CocoDataset(Dataset):
             crowd=table.crowd[rows],
             areas=np.array([self._area(row, s, size) for row, s in zip(rows, segmentations)], np.float32),
             segmentations=segmentations,
-            keypoints=np.stack([self._keypoints(row) for row in rows]) if self._joints and len(rows) else None,
+            keypoints=self._keypoints(rows) if self.keypoint_names else None,
             source=f"image id {int(self.image_ids[index])} of {self.name}",
         )
 
@@ -374,8 +365,7 @@ class CocoDataset(Dataset):
             return float(coco_mask.area(whole))
         return area
 
-    def _keypoints(self, row: int) -> np.ndarray:
-        points = np.zeros((self._joints, 3), np.float32)
-        given = np.reshape(self._table.annotations.keypoints_of(row), (-1, 3))
-        points[: len(given)] = given[:, [1, 0, 2]]
-        return points
+    def _keypoints(self, rows: np.ndarray) -> np.ndarray:
+        count = len(self.keypoint_names)
+        points = [self._table.annotations.keypoints_of(row, count) for row in rows]
+        return np.stack(points) if points else np.zeros((0, count, 3), np.float32)

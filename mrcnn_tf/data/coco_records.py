@@ -117,11 +117,12 @@ def integer(record: dict, name: str) -> int:
         value = int(value)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or abs(value) >= 2**63:
-        raise BadRecord("field of a wrong type", f"'{name}' should be a whole number, not {_short(value)}")
+        raise BadRecord("field of a wrong type", f"'{name}' should be a whole number, not {short(value)}")
     return int(value)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -130,9 +131,9 @@ def _numbers(values: object, what: str) -> array:
     try:
         numbers = array("d", values)
     except (TypeError, OverflowError):
-        raise BadRecord("field of a wrong type", f"{what} should be numbers, not {_short(values)}") from None
+        raise BadRecord("field of a wrong type", f"{what} should be numbers, not {short(values)}") from None
     if not math.isfinite(sum(numbers)):
-        raise BadRecord("field of a wrong type", f"{what} has values that are not finite: {_short(values)}")
+        raise BadRecord("field of a wrong type", f"{what} has values that are not finite: {short(values)}")
     return numbers
 
 
@@ -167,7 +168,7 @@ class Annotations:
             BadRecord: it cannot be used; nothing was stored.
         """
         if not isinstance(record, dict):
-            raise BadRecord("field of a wrong type", f"should be an object, not {_short(record)}")
+            raise BadRecord("field of a wrong type", f"should be an object, not {short(record)}")
         number = integer(record, "id") if record.get("id") is not None else -1
         image, category = integer(record, "image_id"), integer(record, "category_id")
         crowd = integer(record, "iscrowd") if record.get("iscrowd") is not None else 0
@@ -180,6 +181,9 @@ class Annotations:
             raise BadRecord(
                 "field of a wrong type", f"'keypoints' should be x, y, v triples, not {len(keypoints)} numbers"
             )
+        if not set(keypoints[2::3]) <= {0.0, 1.0, 2.0}:
+            what = f"a keypoint's visibility should be 0, 1 or 2, not {short(keypoints[2::3].tolist())}"
+            raise BadRecord("field of a wrong type", what)
         rings, rle, size = _segmentation(record.get("segmentation"))
         box = _box(record.get("bbox"), rings, rle, size)
 
@@ -220,9 +224,21 @@ class Annotations:
         ends = [self.ring_end[start - 1] if start else 0, *self.ring_end[start:stop]]
         return [self.points[a:b].tolist() for a, b in zip(ends, ends[1:])]
 
-    def keypoints_of(self, row: int) -> array:
-        """The row's keypoints x, y, v, x, y, v, ...; empty where the file gives none."""
-        return self.keypoints[self.keypoint_end[row - 1] if row else 0 : self.keypoint_end[row]]
+    def keypoint_counts(self) -> np.ndarray:
+        """[rows] how many keypoints each row has in the file."""
+        return np.diff(np.array(self.keypoint_end, np.int64), prepend=0) // 3
+
+    def keypoints_of(self, row: int, count: int) -> np.ndarray:
+        """[J, 3] float32 of the row's keypoints: y, x, visibility; zeros where the file gives none.
+
+        COCO's x and y count pixels, ours are continuous: the middle of the pixel is .5 further.
+        """
+        points = np.zeros((count, 3), np.float32)
+        values = self.keypoints[self.keypoint_end[row - 1] if row else 0 : self.keypoint_end[row]]
+        given = np.reshape(values, (-1, 3))[:, [1, 0, 2]]
+        given[:, :2] += 0.5 * (given[:, 2:] > 0)
+        points[: len(given)] = given
+        return points
 
 
 def _segmentation(value: object) -> tuple[list[array], bytes | None, tuple[int, int]]:
@@ -232,7 +248,7 @@ def _segmentation(value: object) -> tuple[list[array], bytes | None, tuple[int, 
     if isinstance(value, dict):
         return [], *_rle(value)
     if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
-        what = f"'segmentation' should be a list of polygons or an RLE, not {_short(value)}"
+        what = f"'segmentation' should be a list of polygons or an RLE, not {short(value)}"
         raise BadRecord("field of a wrong type", what)
     rings = [_numbers(ring, "a polygon's coordinates") for ring in value]
     for ring in rings:
@@ -245,7 +261,7 @@ def _segmentation(value: object) -> tuple[list[array], bytes | None, tuple[int, 
 def _rle(value: dict) -> tuple[bytes, tuple[int, int]]:
     size, counts = value.get("size"), value.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise BadRecord("broken RLE", f"the RLE's size should be [height, width], not {_short(size)}")
+        raise BadRecord("broken RLE", f"the RLE's size should be [height, width], not {short(size)}")
     height, width = size
     try:
         if isinstance(counts, str):
@@ -270,7 +286,7 @@ def _box(value: object, rings: list[array], rle: bytes | None, size: tuple[int, 
     if value is not None:
         box = _numbers(value, "'bbox'").tolist()
         if len(box) != 4:
-            raise BadRecord("field of a wrong type", f"'bbox' should be [x, y, width, height], not {_short(value)}")
+            raise BadRecord("field of a wrong type", f"'bbox' should be [x, y, width, height], not {short(value)}")
     elif rings:
         x, y = np.concatenate([ring[0::2] for ring in rings]), np.concatenate([ring[1::2] for ring in rings])
         box = [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
@@ -279,5 +295,5 @@ def _box(value: object, rings: list[array], rle: bytes | None, size: tuple[int, 
     else:
         raise BadRecord("field missing", "'bbox' is missing, and there is no segmentation to take it from")
     if box[2] <= 0 or box[3] <= 0:
-        raise BadRecord("box of no area", f"the box [x, y, width, height] = {_short(box)} has no area")
+        raise BadRecord("box of no area", f"the box [x, y, width, height] = {short(box)} has no area")
     return box

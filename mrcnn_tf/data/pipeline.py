@@ -1,28 +1,43 @@
 """Batches for training and evaluation, as `tf.data` pipelines.
 
 Shape letters: B images of a batch, H W padded pixels, C channels, G objects (the most of any image of
-the batch, at least 1), S cells along a side of a mask crop.
+the batch, at least 1), S cells along a side of a mask crop, J keypoints.
 
 A batch is a dictionary: image [B, H, W, C] float32 0..255, image_size [B, 2] int32 (what of it is
 real), original_size [B, 2] int32, image_id [B] int64, boxes [B, G, 4] float32 in pixels of the
-network's input, classes [B, G] int32 (0 is padding), crowd [B, G] uint8, masks [B, G, S, S] uint8.
+network's input, classes [B, G] int32 (0 is padding), crowd [B, G] uint8 and, where the model has these
+branches, masks [B, G, S, S] uint8 and keypoints [B, G, J, 3] float32 (y, x in pixels of the network's
+input, visibility 0..2; zeros where an object has none).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 
 import numpy as np
 import tensorflow as tf
 
-from mrcnn_tf.config import Config
+from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.errors import DataError
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.masks import mask_crops
 from mrcnn_tf.data.schema import Dataset, Example
-from mrcnn_tf.data.transforms import View, draw_view, fit_image, flip_boxes, flip_crops, scale_boxes
+from mrcnn_tf.data.transforms import (
+    View,
+    draw_view,
+    fit_image,
+    flip_boxes,
+    flip_crops,
+    flip_keypoints,
+    mirrored_keypoints,
+    scale_boxes,
+    scale_keypoints,
+)
 from mrcnn_tf.geometry.resize import resized_size
+
+logger = logging.getLogger("mrcnn_tf")
 
 _BINS_PER_OCTAVE = 3
 _MOST_REPLACEMENTS = 1000
@@ -103,9 +118,13 @@ def training_batches(
         plan: the plan to follow, for a caller who wants to ask it for image ids.
 
     Raises:
+        ConfigError: the data set's keypoints are not those of the model.
         DataError: no image to train on. What is wrong with a single image comes out of the iteration
             as a TensorFlow error with the same text; see `errors.clear_data_errors`.
     """
+    check_keypoints(dataset, config)
+    if "keypoints" in config.branches and not dataset.keypoint_names:
+        logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
     plan = plan or BatchPlan(dataset, batch_size, seed, config.data.drop_empty)
     loader = _TrainingLoader(dataset, config, plan, seed)
     positions = tf.data.Dataset.counter(start=start_step * batch_size, dtype=tf.int64)
@@ -119,24 +138,52 @@ def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) ->
 
     Images that cannot be read raise, or, in a data set read with skip_bad, are counted in its
     `problems` and left out.
+
+    Raises:
+        ConfigError: the data set's keypoints are not those of the model.
     """
+    check_keypoints(dataset, config)
     loader = _EvaluationLoader(dataset, config)
     positions = tf.data.Dataset.range(len(dataset))
     return _batches(positions, loader, config, batch_size, drop_unreadable=dataset.skip_bad)
 
 
-def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_unreadable: bool = False):
-    channels, side = config.input.channels, config.data.mask_crop
+def check_keypoints(dataset: Dataset, config: Config) -> None:
+    """Refuses a data set with other keypoints than the model's: another number, or a name in another place.
+
+    Raises:
+        ConfigError: so it is; the message names both.
+    """
+    names, known = tuple(dataset.keypoint_names), config.keypoint_head.names
+    if "keypoints" not in config.branches or not names:
+        return
+    moved = [name for place, name in enumerate(names) if name in known and known[place : place + 1] != (name,)]
+    if len(names) != len(known) or moved:
+        theirs, ours = (f"{len(one)} keypoints ({', '.join(one)})" for one in (names, known))
+        raise ConfigError(f"{dataset.name} has {theirs}, the model {ours}; set keypoint_head.names to the data set's")
+
+
+def _fields(config: Config) -> dict[str, tuple[tf.DType, list[int | None]]]:
+    """What a loader gives of one image: names, types and shapes."""
+    side = config.data.mask_crop
     fields = {
-        "image": (tf.float32, [None, None, channels]),
+        "image": (tf.float32, [None, None, config.input.channels]),
         "image_size": (tf.int32, [2]),
         "original_size": (tf.int32, [2]),
         "image_id": (tf.int64, []),
         "boxes": (tf.float32, [None, 4]),
         "classes": (tf.int32, [None]),
         "crowd": (tf.uint8, [None]),
-        "masks": (tf.uint8, [None, side, side]),
     }
+    if "mask" in config.branches:
+        fields["masks"] = (tf.uint8, [None, side, side])
+    if "keypoints" in config.branches:
+        fields["keypoints"] = (tf.float32, [None, len(config.keypoint_head.names), 3])
+    return fields
+
+
+def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_unreadable: bool = False):
+    fields = _fields(config)
 
     def load(position):
         values = tf.numpy_function(loader, [position], [kind for kind, _ in fields.values()], stateful=False)
@@ -161,6 +208,7 @@ class _Loader:
     def __init__(self, dataset: Dataset, config: Config):
         self._dataset = dataset
         self._config = config
+        self._mirrored = mirrored_keypoints(config.keypoint_head.names)
 
     def _read(self, index: int) -> tuple[Example, np.ndarray] | None:
         """The record and its image; None where it cannot be read and may be skipped."""
@@ -179,14 +227,14 @@ class _Loader:
 
     def _arrays(self, example: Example, image: np.ndarray, view: View) -> tuple:
         config = self._config
-        boxes, crops = example.boxes, mask_crops(example, config.data.mask_crop)
+        boxes = example.boxes
         if view.flip:
-            image, boxes, crops = image[:, ::-1], flip_boxes(boxes, example.size[1]), flip_crops(crops)
+            image, boxes = image[:, ::-1], flip_boxes(boxes, example.size[1])
         height, width, _ = resized_size(*example.size, view.shorter, config.input.longer_edge)
         with tf.device("CPU:0"):
             fitted = fit_image(np.ascontiguousarray(image), height, width, config.input.size_divisor).numpy()
         none = (0, 1)[len(example) == 0]  # one row of padding, so that a batch never has G = 0
-        return (
+        arrays = (
             fitted,
             np.array([height, width], np.int32),
             np.array(example.size, np.int32),
@@ -194,8 +242,24 @@ class _Loader:
             np.pad(scale_boxes(boxes, example.size, (height, width)), [[0, none], [0, 0]]),
             np.pad(example.classes, [0, none]),
             np.pad(example.crowd.astype(np.uint8), [0, none]),
-            np.pad(crops, [[0, none], [0, 0], [0, 0]]),
         )
+        if "mask" in config.branches:
+            crops = mask_crops(example, config.data.mask_crop)
+            arrays += (np.pad(flip_crops(crops) if view.flip else crops, [[0, none], [0, 0], [0, 0]]),)
+        if "keypoints" in config.branches:
+            points = self._keypoints(example, (height, width), view.flip)
+            arrays += (np.pad(points, [[0, none], [0, 0], [0, 0]]),)
+        return arrays
+
+    def _keypoints(self, example: Example, size: tuple[int, int], flip: bool) -> np.ndarray:
+        """[G, J, 3] float32 in the pixels of the resized image, of `size` (height, width)."""
+        points = example.keypoints
+        if points is None:
+            return np.zeros((len(example), len(self._mirrored), 3), np.float32)
+        points = points.astype(np.float32)
+        if flip:
+            points = flip_keypoints(points, example.size[1], self._mirrored)
+        return scale_keypoints(points, example.size, size)
 
 
 class _TrainingLoader(_Loader):
@@ -224,10 +288,6 @@ class _EvaluationLoader(_Loader):
         read = self._read(int(position))
         config = self._config
         if read is None:
-            side, channels = config.data.mask_crop, config.input.channels
-            return (
-                *(np.zeros((1, 1, channels), np.float32), np.zeros(2, np.int32), np.zeros(2, np.int32), np.int64(0)),
-                *(np.zeros((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, np.uint8)),
-                np.zeros((1, side, side), np.uint8),
-            )
+            fields = _fields(config).values()
+            return tuple(np.zeros([side or 1 for side in shape], kind.as_numpy_dtype) for kind, shape in fields)
         return self._arrays(*read, View(flip=False, shorter=config.input.shorter_edge[-1]))

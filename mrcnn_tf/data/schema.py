@@ -30,7 +30,10 @@ class Example:
         areas: [G] float32, area of the mask in pixels.
         segmentations: G entries, each a list of COCO polygons `[x, y, x, y, ...]` or a COCO RLE
             dictionary with compressed counts.
-        keypoints: [G, J, 3] float32 (y, x, visibility 0..2), or None where the data set has none.
+        keypoints: [G, J, 3] float32 (y, x, visibility 0 not labelled, 1 hidden, 2 seen), or None where the data set
+            has none. Continuous pixels as all of ours: COCO numbers pixels from their upper left one, so its keypoint
+            (0, 0) is our (.5, .5), the middle of that pixel. Readers and writers convert; keypoints that are not
+            labelled stay zeros.
         source: names file and record in messages.
     """
 
@@ -63,6 +66,8 @@ class Dataset(abc.ABC):
         has_masks: the objects have masks; otherwise their boxes stand in for them.
         skip_bad: what cannot be read later on (an image cut short) is counted instead of raised.
         problems: what was skipped.
+        keypoint_names: J names, the same for all classes; () where the objects have no keypoints.
+        skeleton: pairs of keypoints, counted from 0, that a picture joins by a line.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Dataset(abc.ABC):
     has_masks: bool = True
     skip_bad: bool = False
     problems: Problems = field(default_factory=Problems)
+    keypoint_names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -97,8 +104,8 @@ class Dataset(abc.ABC):
     def to_coco(self) -> dict:
         """The data set as the dictionary of a COCO instances json, with its original category ids.
 
-        Objects are numbered from 1, which the COCO evaluation relies on. Keypoints are included where
-        the data set has them.
+        Objects are numbered from 1, which the COCO evaluation relies on. Keypoints, their names and the skeleton are
+        included where the data set has them.
         """
         images, annotations = [], []
         for index in range(len(self)):
@@ -110,7 +117,11 @@ class Dataset(abc.ABC):
             for row in range(len(example)):
                 record = _coco_annotation(example, row, self.category_ids)
                 annotations.append({"id": len(annotations) + 1, **record})
-        categories = [{"id": int(i), "name": name} for i, name in zip(self.category_ids, self.class_names)]
+        points = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        if points:
+            points["skeleton"] = [[start + 1, end + 1] for start, end in self.skeleton]
+        classes = zip(self.category_ids, self.class_names)
+        categories = [{"id": int(number), "name": name, **points} for number, name in classes]
         return {
             "info": {"description": self.name},
             "images": images,
@@ -131,10 +142,16 @@ def _coco_annotation(example: Example, row: int, category_ids: tuple[int, ...]) 
         "segmentation": example.segmentations[row],
     }
     if example.keypoints is not None:
-        points = example.keypoints[row]
-        record["keypoints"] = [round(float(v), 3) for v in points[:, [1, 0, 2]].reshape(-1)]
-        record["num_keypoints"] = int(np.sum(points[:, 2] > 0))
+        record["keypoints"] = coco_keypoints(example.keypoints[row])
+        record["num_keypoints"] = int(np.sum(example.keypoints[row, :, 2] > 0))
     return record
+
+
+def coco_keypoints(points: np.ndarray) -> list[float]:
+    """[J, 3] y, x, visibility as COCO writes them: x, y, visibility, ..., x and y as indices of pixels."""
+    shifted = points.astype(np.float64)
+    shifted[:, :2] -= 0.5 * (points[:, 2:] > 0)
+    return [round(float(value), 3) for value in shifted[:, [1, 0, 2]].reshape(-1)]
 
 
 class Subset(Dataset):
@@ -155,6 +172,8 @@ class Subset(Dataset):
             has_masks=parent.has_masks,
             skip_bad=parent.skip_bad,
             problems=parent.problems,
+            keypoint_names=parent.keypoint_names,
+            skeleton=parent.skeleton,
         )
         self._parent = parent
         self._indices = np.where(indices < 0, indices + len(parent), indices)

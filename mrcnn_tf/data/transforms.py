@@ -1,10 +1,11 @@
 """From an image in its own pixels to the network's input: resize, pad, flip, scale jitter.
 
-Shape letters: H W pixels, C channels, G objects, S cells along a side of a mask crop.
+Shape letters: H W pixels, C channels, G objects, J keypoints, S cells along a side of a mask crop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,36 @@ def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
 def flip_crops(crops: np.ndarray) -> np.ndarray:
     """[G, S, S] mask crops, mirrored left to right."""
     return crops[:, :, ::-1]
+
+
+def mirrored_keypoints(names: Sequence[str]) -> np.ndarray:
+    """[J] which keypoint stands in each place once the image is mirrored: left_... for right_... and the reverse.
+
+    A name without a partner ("nose", or "left_eye" alone) stays where it is.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    other = {"left": "right", "right": "left"}
+
+    def partner(name: str) -> str:
+        side, _, rest = name.partition("_")
+        return f"{other[side]}_{rest}" if side in other and rest else name
+
+    return np.array([places.get(partner(name), place) for name, place in places.items()], np.int64)
+
+
+def flip_keypoints(keypoints: np.ndarray, width: float, order: np.ndarray) -> np.ndarray:
+    """[G, J, 3] (y, x, visibility) of an image of this width, mirrored; `order` is that of `mirrored_keypoints`.
+
+    Keypoints that are not labelled stay as they are.
+    """
+    mirrored = keypoints[:, order]
+    mirrored[..., 1] = np.where(mirrored[..., 2] > 0, width - mirrored[..., 1], mirrored[..., 1])
+    return mirrored
+
+
+def scale_keypoints(keypoints: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """[G, J, 3] (y, x, visibility) of an image of `size` (height, width) in one of `new_size`."""
+    return keypoints * np.array([new_size[0] / size[0], new_size[1] / size[1], 1.0], np.float32)
 
 
 def scale_boxes(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:

@@ -178,11 +178,63 @@ def test_keypoints(coco_folder):
     dataset = read_coco(coco_folder.changed(add_keypoints), coco_folder.images)
     points = dataset.example(0).keypoints
     assert points.shape == (3, 3, 3)
-    assert points[0].tolist() == [[11, 6, 2], [12, 8, 1], [0, 0, 0]]  # y, x, visibility
+    # y, x, visibility: the middle of COCO's pixel; what is not labelled stays zero.
+    assert points[0].tolist() == [[11.5, 6.5, 2], [12.5, 8.5, 1], [0, 0, 0]]
     assert not points[1:].any()
     assert dataset.example(1).keypoints.shape == (2, 3, 3)
+    assert dataset.example(2).keypoints.shape == (0, 3, 3)
+    assert dataset.keypoint_names == ("keypoint 1", "keypoint 2", "keypoint 3") and dataset.skeleton == ()
     written = dataset.to_coco()["annotations"][0]
     assert written["keypoints"] == [6, 11, 2, 8, 12, 1, 0, 0, 0] and written["num_keypoints"] == 2
+
+
+def pose(record):
+    """Gives the dogs (category 3) a nose and two ears."""
+    record["categories"][1] |= {"keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [3, 1]]}
+    record["annotations"][1]["keypoints"] = [25.25, 6, 2, 0, 0, 0, 30, 8.125, 1]
+
+
+def test_keypoints_have_names_and_a_skeleton(coco_folder):
+    dataset = read_coco(coco_folder.changed(pose), coco_folder.images)
+    assert dataset.keypoint_names == ("nose", "left_ear", "right_ear")
+    assert dataset.skeleton == ((0, 1), (2, 0))
+    points = dataset.example(0).keypoints
+    assert points[1].tolist() == [[6.5, 25.75, 2], [0, 0, 0], [8.625, 30.5, 1]]
+    assert not points[[0, 2]].any()  # cats have none
+    part = dataset.subset([1, 0])
+    assert part.keypoint_names == dataset.keypoint_names and part.skeleton == dataset.skeleton
+    dogs = read_coco(coco_folder.json, coco_folder.images, class_names=("dog",))
+    assert dogs.keypoint_names == dataset.keypoint_names and dogs.example(0).keypoints.shape == (1, 3, 3)
+    cats = read_coco(coco_folder.json, coco_folder.images, class_names=("cat",))
+    assert cats.keypoint_names == () and cats.example(0).keypoints is None
+    assert cats.object_counts().tolist() == [2, 0, 0, 0]
+
+
+def test_keypoints_round_trip(coco_folder):
+    dataset = read_coco(coco_folder.changed(pose), coco_folder.images)
+    made = dataset.to_coco()
+    dog = next(category for category in made["categories"] if category["name"] == "dog")
+    assert dog["keypoints"] == ["nose", "left_ear", "right_ear"] and dog["skeleton"] == [[1, 2], [3, 1]]
+    assert made["annotations"][1]["keypoints"] == [25.25, 6, 2, 0, 0, 0, 30, 8.125, 1]
+    assert [a["num_keypoints"] for a in made["annotations"]] == [0, 2, 0, 0, 0]
+    again = read_coco(coco_folder.write(made), coco_folder.images)
+    assert (again.keypoint_names, again.skeleton) == (dataset.keypoint_names, dataset.skeleton)
+    for index in range(4):
+        np.testing.assert_array_equal(again.example(index).keypoints, dataset.example(index).keypoints)
+
+
+def test_classes_with_different_keypoints_have_none(coco_folder, caplog):
+    def two_poses(record):
+        pose(record)
+        record["categories"][0]["keypoints"] = ["tail"]
+        record["annotations"][0]["keypoints"] = [6, 11, 2]
+
+    dataset = read_coco(coco_folder.changed(two_poses), coco_folder.images)
+    assert dataset.keypoint_names == () and dataset.example(0).keypoints is None
+    assert "different keypoints" in caplog.text and str(coco_folder.json) in caplog.text
+    cats = read_coco(coco_folder.json, coco_folder.images, class_names=["cat"])
+    assert cats.keypoint_names == ("tail",)
+    assert cats.example(0).keypoints.tolist() == [[[11.5, 6.5, 2]], [[0, 0, 0]]]
 
 
 def test_images_in_subfolders(coco_folder):

@@ -83,6 +83,7 @@ BAD_RECORDS = {
     "infinite box": (annotation(1, bbox=[1, 2, float("inf"), 4]), "field of a wrong type", ["id 102", "finite"], 4, 4),
     "crowd of 2": (annotation(1, iscrowd=2), "field of a wrong type", ["id 102", "iscrowd"], 4, 4),
     "keypoint pair": (annotation(1, keypoints=[1, 2]), "field of a wrong type", ["id 102", "keypoints"], 4, 4),
+    "visibility 3": (annotation(1, keypoints=[1, 2, 3]), "field of a wrong type", ["id 102", "visibility", "3"], 4, 4),
 }
 
 
@@ -201,6 +202,45 @@ def test_bad_categories(coco_folder, records, text):
     with pytest.raises(DataError) as caught:
         read_coco(path, coco_folder.images, skip_bad=True)
     assert text in str(caught.value) and str(path) in str(caught.value)
+
+
+def with_pose(names, skeleton, keypoints=()):
+    def change(record):
+        record["categories"][1] |= {"keypoints": names, "skeleton": skeleton}
+        record["annotations"][1]["keypoints"] = list(keypoints)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("names", "skeleton", "text"),
+    [
+        ("nose", [], "'keypoints' should be a list of different names, not 'nose'"),
+        (["nose", 3], [], "list of different names"),
+        (["ear", "ear"], [], "list of different names"),
+        (["nose", "ear"], [[0, 1]], "'skeleton' should be pairs of its keypoints 1 to 2, not [[0, 1]]"),
+        (["nose", "ear"], [[1, 3]], "pairs of its keypoints 1 to 2"),
+        (["nose", "ear"], [[1, [2]]], "pairs of its keypoints 1 to 2"),
+        (["nose", "ear"], [1, 2], "pairs of its keypoints 1 to 2"),
+        ([], [[1, 2]], "pairs of its keypoints 1 to 0"),
+    ],
+)
+def test_bad_names_and_skeletons(coco_folder, names, skeleton, text):
+    path = coco_folder.changed(with_pose(names, skeleton))
+    with pytest.raises(DataError) as caught:
+        read_coco(path, coco_folder.images)
+    assert str(caught.value).startswith(f"{path}: the category 'dog': ") and text in str(caught.value)
+
+
+def test_keypoints_of_another_number(coco_folder):
+    path = coco_folder.changed(with_pose(["nose", "ear"], [[1, 2]], [1, 2, 2]))
+    with pytest.raises(DataError, match=r"annotations\[1\] \(id 102\): it has 1 keypoints, its category 2"):
+        read_coco(path, coco_folder.images)
+    dataset = read_coco(path, coco_folder.images, skip_bad=True)
+    assert dataset.problems.counts == {"keypoints of another number": 1}
+    assert dataset.example(0).keypoints.shape == (2, 2, 3)
+    # The other classes are read as before.
+    assert len(read_coco(path, coco_folder.images, class_names=["cat"]).example(0)) == 2
 
 
 def test_unknown_class_name(coco_folder):

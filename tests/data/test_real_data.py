@@ -7,8 +7,9 @@ import json
 import numpy as np
 from pycocotools.coco import COCO
 
+from mrcnn_tf.coco_names import KEYPOINTS, SKELETON
 from mrcnn_tf.config import Config
-from mrcnn_tf.data import evaluation_batches, full_masks, read_coco, training_batches
+from mrcnn_tf.data import BatchPlan, evaluation_batches, full_masks, read_coco, training_batches
 
 
 def test_coco_mini(coco_mini):
@@ -54,6 +55,33 @@ def test_keypoints_of_people(coco_mini):
     assert example.keypoints.shape == (len(example), 17, 3)
     y, x, seen = example.keypoints[:, :, 0], example.keypoints[:, :, 1], example.keypoints[:, :, 2] > 0
     assert (y[seen] <= example.size[0]).all() and (x[seen] <= example.size[1]).all()
+    assert dataset.keypoint_names == KEYPOINTS
+    # The same lines, each once; COCO's own list begins at other ends.
+    assert {frozenset(line) for line in dataset.skeleton} == {frozenset(line) for line in SKELETON}
+
+
+def test_keypoints_come_back_as_they_were(coco_mini):
+    path = coco_mini / "annotations/person_keypoints_train2017.json"
+    before = json.loads(path.read_text())
+    after = read_coco(path, coco_mini / "train2017").to_coco()
+    for name in ("keypoints", "skeleton"):
+        assert after["categories"][0][name] == before["categories"][0][name]
+    key = lambda a: (a["image_id"], a["bbox"])  # noqa: E731
+    for old, new in zip(sorted(before["annotations"], key=key), sorted(after["annotations"], key=key), strict=True):
+        assert (old["keypoints"], old["num_keypoints"]) == (new["keypoints"], new["num_keypoints"])
+
+
+def test_persons_alone(coco_mini):
+    of_all = read_coco(
+        coco_mini / "annotations/instances_train2017.json", coco_mini / "train2017", class_names=("person",)
+    )
+    people = read_coco(coco_mini / "annotations/person_keypoints_train2017.json", coco_mini / "train2017")
+    assert (of_all.class_names, of_all.category_ids, len(of_all)) == (("person",), (1,), 80)
+    np.testing.assert_array_equal(of_all.object_counts(), people.object_counts())
+    assert of_all.object_counts().sum() == 167 and not of_all.keypoint_names
+    plan = BatchPlan(people, 4, drop_empty=True)
+    shown = {number for step in range(plan.steps_per_epoch) for number in plan.image_ids(step)}
+    assert shown == set(people.image_ids[people.object_counts() > 0].tolist())
 
 
 def test_nuclei(nuclei):

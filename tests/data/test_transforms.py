@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mrcnn_tf.coco_names import KEYPOINTS
 from mrcnn_tf.config import DataConfig, InputConfig
-from mrcnn_tf.data.transforms import draw_view, fit_image, flip_boxes, flip_crops, prepare_image, scale_boxes
+from mrcnn_tf.data.transforms import (
+    draw_view,
+    fit_image,
+    flip_boxes,
+    flip_crops,
+    flip_keypoints,
+    mirrored_keypoints,
+    prepare_image,
+    scale_boxes,
+    scale_keypoints,
+)
 
 BOXES = hnp.arrays(np.float32, (5, 4), elements=st.floats(0, 500, width=32))
 
@@ -82,6 +93,32 @@ def test_flipping_twice_changes_nothing(boxes, width):
 def test_flip_crops():
     crops = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     assert flip_crops(crops).tolist() == [[[1, 0], [3, 2]], [[5, 4], [7, 6]]]
+
+
+def test_left_and_right_keypoints_change_places():
+    assert mirrored_keypoints(("nose", "left_eye", "tail", "right_eye")).tolist() == [0, 3, 2, 1]
+    # One of a pair alone stays, and so does what is not the name of a side.
+    assert mirrored_keypoints(("left_eye", "right_ear", "left", "leftmost", "left_")).tolist() == [0, 1, 2, 3, 4]
+    swapped = [KEYPOINTS[place] for place in mirrored_keypoints(KEYPOINTS)]
+    assert swapped[:5] == ["nose", "right_eye", "left_eye", "right_ear", "left_ear"]
+    assert all(
+        other.replace("right", "left") == name.replace("right", "left") for name, other in zip(KEYPOINTS, swapped)
+    )
+    assert sum(name != other for name, other in zip(KEYPOINTS, swapped)) == 16
+
+
+def test_flip_keypoints():
+    order = mirrored_keypoints(("nose", "left_eye", "right_eye"))
+    # A nose in the middle, the left eye (x 30) hidden, no right eye.
+    keypoints = np.array([[[5, 20, 2], [4, 30, 1], [0, 0, 0]]], np.float32)
+    assert flip_keypoints(keypoints, 40, order).tolist() == [[[5, 20, 2], [0, 0, 0], [4, 10, 1]]]
+    assert keypoints[0, 1].tolist() == [4, 30, 1]
+    np.testing.assert_array_equal(flip_keypoints(flip_keypoints(keypoints, 40, order), 40, order), keypoints)
+
+
+def test_scale_keypoints():
+    scaled = scale_keypoints(np.array([[[5, 20, 2], [0, 0, 0]]], np.float32), (10, 40), (20, 100))
+    assert scaled.tolist() == [[[10, 50, 2], [0, 0, 0]]] and scaled.dtype == np.float32
 
 
 @given(BOXES, st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 900), st.integers(1, 900)))

@@ -1,0 +1,89 @@
+"""The categories of a COCO json: classes, and the names and skeleton of their keypoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrcnn_tf.data.coco_records import Annotations, BadRecord, integer, short
+from mrcnn_tf.data.errors import DataError
+
+logger = logging.getLogger("mrcnn_tf")
+
+
+def read_categories(
+    path: str, records: list, wanted: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Ids and names of the classes 1..K, and the ids of all categories of the file.
+
+    Args:
+        path: the file, for messages.
+        records: its categories.
+        wanted: names of those to take, in this order; None takes all in the order of their ids.
+
+    Raises:
+        DataError: a category without id or name, an id given twice, a wanted name that there is not.
+    """
+    known: dict[int, str] = {}
+    for position, record in enumerate(records):
+        try:
+            if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+                raise BadRecord("", "should be an object with 'id' and 'name'")
+            number = integer(record, "id")
+            if number in known:
+                raise BadRecord("", f"the id {number} is taken by '{known[number]}' already")
+        except BadRecord as bad:
+            raise DataError(f"{path}: categories[{position}]: {bad}; correct the categories", "not COCO") from None
+        known[number] = record["name"]
+    if wanted is None:
+        ids = sorted(known)
+    else:
+        by_name = {name: number for number, name in known.items()}
+        missing = [name for name in wanted if name not in by_name]
+        if missing:
+            message = f"{path}: has no category '{missing[0]}'; its categories are {', '.join(sorted(by_name))}"
+            raise DataError(message, "category unknown")
+        ids = [by_name[name] for name in wanted]
+    return np.array(ids, np.int64), tuple(known[number] for number in ids), np.array(sorted(known), np.int64)
+
+
+def read_keypoints(path: str, records: list, ids: np.ndarray, annotations: Annotations) -> tuple[tuple, tuple]:
+    """Names and skeleton of the classes' keypoints: J names, and pairs counted from 0.
+
+    One branch learns one list of keypoints: where the classes have different ones, there are none. A file without
+    names gets "keypoint 1", "keypoint 2", ...
+
+    Raises:
+        DataError: names or a skeleton that cannot be used.
+    """
+    found = {_keypoints_of(path, record) for record in records if integer(record, "id") in ids} - {((), ())}
+    if len({names for names, _ in found}) > 1:
+        logger.warning("%s: its classes have different keypoints, which are left out; choose one by class_names", path)
+        return (), ()
+    if found:
+        return max(sorted(found), key=lambda table: len(table[1]))
+    own = np.isin(np.frombuffer(annotations.category, np.int64), ids)
+    count = int(annotations.keypoint_counts()[own].max(initial=0))
+    return tuple(f"keypoint {number}" for number in range(1, count + 1)), ()
+
+
+def _keypoints_of(path: str, record: dict) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Names of a category's keypoints, and the pairs of its skeleton counted from 0 (in the file from 1).
+
+    Raises:
+        DataError: something else than a list of different names, or a skeleton of keypoints that there are not.
+    """
+    names, lines = record.get("keypoints") or [], record.get("skeleton") or []
+    where = f"{path}: the category '{record['name']}'"
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or len(set(names)) != len(names):
+        message = f"{where}: 'keypoints' should be a list of different names, not {short(names)}; correct it"
+        raise DataError(message, "not COCO")
+    known = range(1, len(names) + 1)
+    pairs = isinstance(lines, list) and all(isinstance(line, list) and len(line) == 2 for line in lines)
+    if not pairs or not all(end in known for line in lines for end in line):
+        rule = f"pairs of its keypoints 1 to {len(names)}"
+        raise DataError(f"{where}: 'skeleton' should be {rule}, not {short(lines)}; correct it", "not COCO")
+    return tuple(names), tuple((int(start) - 1, int(end) - 1) for start, end in lines)
