@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 
 from mrcnn_tf.config import Config
-from mrcnn_tf.layers.anchors import Anchors
+from mrcnn_tf.layers.anchors import Anchors, MoveFarCorner
 from mrcnn_tf.layers.detection_targets import DetectionTargets
 from mrcnn_tf.layers.detections import DetectBoxes, SelectMasks
 from mrcnn_tf.layers.keypoints import DecodeKeypoints, KeypointTargets
@@ -155,12 +155,22 @@ class Stages:
             self.tensors["rpn"] = (features, [logits, deltas, anchors])
         return self._shared
 
+    def _last_pixel(self, inputs: dict) -> keras.KerasTensor:
+        """What boxes are cut to: the images' sizes, less what anchors lose of theirs (`MoveFarCorner`)."""
+        shrink = self.config.anchors.shrink
+        return keras.ops.cast(inputs["image_size"], "float32") - shrink if shrink else inputs["image_size"]
+
+    def _moved(self, boxes: keras.KerasTensor, sign: int, name: str) -> keras.KerasTensor:
+        """Boxes from outside made smaller (sign -1) as the anchors are, or detections made whole again (sign 1)."""
+        shrink = self.config.anchors.shrink
+        return MoveFarCorner(sign * shrink, name=name)(boxes) if shrink else boxes
+
     # === Inference ===
 
     def inference(self, inputs: dict) -> dict:
         """Proposals, box branch, NMS, and the other branches on the detections alone (section 3.1)."""
         features, anchors, logits, deltas = self.shared(inputs)
-        maps, size = features[:PYRAMID_TOP], inputs["image_size"]
+        maps, size = features[:PYRAMID_TOP], self._last_pixel(inputs)
         rois, _ = self.proposals(logits, deltas, anchors, size, training=False)
         box_features = self.box.features(maps, *FlattenRoIs()(rois))
         class_logits, box_deltas = self.box.head(box_features)
@@ -170,7 +180,7 @@ class Stages:
         self.tensors["box_align"] = ([maps, rois], box_features)
         self.tensors["box_head"] = ([box_features, rois], scored)
         self.tensors["detections"] = ([*scored, rois, size], [boxes, classes, scores])
-        outputs = {"boxes": boxes, "classes": classes, "scores": scores}
+        outputs = {"boxes": self._moved(boxes, 1, "outer_boxes"), "classes": classes, "scores": scores}
         flat_boxes, image_index = FlattenRoIs()(boxes)
         flat_classes, _ = FlattenRoIs()(classes)
         if self.mask:
@@ -194,6 +204,8 @@ class Stages:
     def training(self, inputs: dict) -> dict:
         """Everything the losses need: predictions and targets of the RPN and of all branches."""
         features, anchors, logits, deltas = self.shared(inputs)
+        boxes = self._moved(inputs["boxes"], -1, "inner_boxes")
+        inputs = {**inputs, "image_size": self._last_pixel(inputs), "boxes": boxes}
         maps = features[:PYRAMID_TOP]
         truth = [inputs[key] for key in ("boxes", "classes", "crowd")]
         rpn_labels, rpn_targets = self._rpn_targets(anchors, truth, inputs)

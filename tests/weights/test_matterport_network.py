@@ -10,6 +10,7 @@ from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.weights.matterport import assign_matterport
 from tests.support import matterport_network as theirs
 from tests.support.matterport_network import CLASSES, SIDE, config
+from tests.support.tiny import random_batch, tiny_config
 
 ROIS, DETECTIONS, THRESHOLD = 200, 20, 0.3
 
@@ -147,6 +148,39 @@ def test_detections(model, report, network, features, rois):
     np.testing.assert_allclose(own_scores[0, :number], scores, atol=1e-4)
     np.testing.assert_allclose(found[0, :number], boxes, atol=0.02)
     assert not classes[0, number:].numpy().any()
+
+
+def test_from_the_image_to_detections_and_masks(model, report, network, features, image):
+    """All but the choice of proposals, which there is one of all levels together."""
+    whole = keras.Model(model.inputs, [model.stages["proposals"][1], model.output])
+    proposals, found = whole([image, tf.constant([[SIDE, SIDE]])])
+    proposals = proposals[0].numpy()
+    assert (proposals[:, 2:] > proposals[:, :2]).all() and proposals.max() == SIDE - 1  # cut to the last pixel
+    labels, scores, boxes = expected_detections(network, features, proposals)
+    number = len(labels)
+    np.testing.assert_array_equal(found["classes"][0, :number], labels)
+    np.testing.assert_allclose(found["scores"][0, :number], scores, atol=1e-4)
+    # A box of pixels ends where its last pixel ends.
+    np.testing.assert_allclose(found["boxes"][0, :number], boxes + [0, 0, 1, 1], atol=0.02)
+    masks = network.mask_branch(theirs.crops(features, normalised(boxes), 14, SIDE)).numpy()
+    own = masks[np.arange(number), :, :, labels]
+    np.testing.assert_allclose(found["masks"][0, :number], own, atol=1e-3)
+
+
+def test_targets_of_boxes_that_end_on_their_last_pixel():
+    """A trained model moves its anchors to objects as Matterport's does: both lose the pixel."""
+    model = MaskRCNN(tiny_config(**{"anchors.shrink": 1.0, "anchors.ratios": (1.0,)}))
+    batch = random_batch(1, objects=2)
+    boxes = np.array([[[24, 24, 40, 40], [0, 0, 0, 0]]], np.float32)  # the anchor of 16 pixels at (32, 32)
+    batch.update(boxes=tf.constant(boxes), classes=tf.constant([[2, 0]]), seed=tf.zeros((1, 2), tf.int32))
+    found = model.training_graph({name: batch[name] for name in model.training_graph.input})
+    labels, targets = found["rpn_labels"][0].numpy(), found["rpn_targets"][0].numpy()
+    own = 16 * 16 + 4 * 8 + 4  # after the anchors of stride 4, the row and the column of stride 8
+    assert labels[own] == 1
+    np.testing.assert_array_equal(targets[own], np.zeros(4))
+    # The object itself is among the sampled RoIs, and is the mask of itself.
+    sampled = found["roi_classes"][0].numpy() == 2
+    assert (np.abs(found["roi_targets"][0].numpy()[sampled]).max(axis=1) < 1e-5).any()
 
 
 # === The report ===
