@@ -7,7 +7,7 @@ import pytest
 from mrcnn_tf import presets
 from tests.support.commands import ROOT
 
-SCRIPTS = ("train", "evaluate", "predict", "export", "benchmark")
+SCRIPTS = ("train", "evaluate", "predict", "export", "convert_weights", "benchmark")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ no tensor and no weight is forgotten. What the layouts compute is proved in test
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from mrcnn_tf import presets, weights
+from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
 from mrcnn_tf.weights.guess import guess
 from mrcnn_tf.weights.report import WeightsError
@@ -385,3 +387,23 @@ def test_tensors_of_no_known_network(source):
         guess({"backbone.x": np.zeros(1)}, source)
     with pytest.raises(WeightsError, match="unknown source 'x'"):
         guess({}, "x")
+
+
+# === The models themselves ===
+
+
+def assert_model_is_as_its_table(name):
+    keras.utils.clear_session()
+    model = MaskRCNN(small(name))
+    table = {row.path: row.shape for row in rows_of(name, model.config)}
+    assert {weight.path: tuple(weight.shape) for weight in model.weights} == table
+
+
+def test_the_second_version_is_as_its_table():
+    assert_model_is_as_its_table("torchvision/maskrcnn_resnet50_fpn_v2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_models_are_as_their_tables(name):
+    assert_model_is_as_its_table(name)
