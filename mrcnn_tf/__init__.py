@@ -12,12 +12,12 @@ from mrcnn_tf.detections import Detections
 from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco
 from mrcnn_tf.evaluation.detect import detect
 from mrcnn_tf.export import export
+from mrcnn_tf.loading import load
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
 from mrcnn_tf.reporting import evaluation_report
 from mrcnn_tf.training.distribution import strategy
 from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError, TrainingInterrupted
-from mrcnn_tf.training.load import load_run as load
 from mrcnn_tf.training.run import TrainingResult, train
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsError

@@ -15,10 +15,8 @@ LISTED = 12  # names that a warning shows
 
 
 def mark(model: Any, layers: Iterable[str]) -> None:
-    """Sets `model.anew_layers`, the names of the layers that were started anew, in the model's order."""
-    names = set(layers)
-    order = [name for name in layer_names(model) if name in names]
-    model.anew_layers = tuple(order)
+    """Sets `model.anew_layers`: the names, sorted, of those of its layers that were started anew."""
+    model.anew_layers = tuple(sorted(set(layers).intersection(layer_names(model))))
     model._warned_of_anew_layers = False
 
 

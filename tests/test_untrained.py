@@ -18,9 +18,9 @@ def model():
     return keras.Model(inputs, x)
 
 
-def test_marks_keep_the_models_order_and_are_cleared():
+def test_marks_are_sorted_and_cleared():
     one = model()
-    untrained.mark(one, {"layer3", "layer1", "unknown"})
+    untrained.mark(one, ["layer3", "layer1", "unknown"])
     assert one.anew_layers == ("layer1", "layer3")
     untrained.clear(one)
     assert one.anew_layers == ()

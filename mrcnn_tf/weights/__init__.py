@@ -5,4 +5,14 @@ from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsError, WeightsReport
 from mrcnn_tf.weights.sources import read_tensors
 
-__all__ = ["CLASS_LAYERS", "WeightsError", "WeightsReport", "assign", "load_backbone", "read_tensors"]
+__all__ = [
+    "CLASS_LAYERS",
+    "WeightsError",
+    "WeightsReport",
+    "assign",
+    "guess",
+    "load_backbone",
+    "load_weights",
+    "read_tensors",
+    "save_weights",
+]
