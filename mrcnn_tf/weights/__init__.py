@@ -1,6 +1,7 @@
 """Weights of public checkpoints, and of our own."""
 
 from mrcnn_tf.weights.assign import CLASS_LAYERS, assign
+from mrcnn_tf.weights.files import load_weights, save_weights
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsError, WeightsReport
 from mrcnn_tf.weights.sources import read_tensors
@@ -10,7 +11,6 @@ __all__ = [
     "WeightsError",
     "WeightsReport",
     "assign",
-    "guess",
     "load_backbone",
     "load_weights",
     "read_tensors",
