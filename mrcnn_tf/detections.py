@@ -286,7 +286,9 @@ class Detections:
         Returns:
             One dictionary per object: image_id, category_id, bbox [x, y, width, height] (hundredths of a pixel),
             score (six decimals), segmentation as RLE with str counts where there are masks, and keypoints [x1, y1, 1,
-            ...] where there are some.
+            ...] where there are some: COCO's keypoints number pixels from the first one's middle, ours from its
+            corner, so these are .5 less (hundredths of a pixel). A keypoint of zeros, which stands for none, is
+            written as zeros.
 
         Raises:
             ValueError: not as many category ids as classes.
@@ -308,8 +310,9 @@ class Detections:
                 rle = self.segmentations[index]
                 record["segmentation"] = {"size": list(self.image_size), "counts": rle["counts"].decode()}
             if self.keypoints is not None:
-                points = np.insert(self.keypoints[index][:, 1::-1].astype(np.float64), 2, 1.0, axis=1)
-                record["keypoints"] = [round(value, 2) for value in points.reshape(-1).tolist()]
+                points = self.keypoints[index].astype(np.float64)
+                triples = np.insert(points[:, 1::-1] - 0.5, 2, 1.0, axis=1) * points.any(axis=1)[:, None]
+                record["keypoints"] = [round(value, 2) for value in triples.reshape(-1).tolist()]
             records.append(record)
         return records
 
@@ -325,7 +328,8 @@ class Detections:
         """The inverse of `to_coco`, for the records of one image.
 
         Args:
-            results: records of COCO's results format.
+            results: records of COCO's results format. Where one has no bbox, its mask or keypoints make it, as in
+                pycocotools.
             class_names: the K names, without the background.
             category_ids: the original id of each of the K classes.
             image_size: height and width of the image.
@@ -344,7 +348,7 @@ class Detections:
             if record["category_id"] not in numbers:
                 known = f"known are {sorted(numbers)}"
                 raise ValueError(f"record {place}: category_id {record['category_id']} is unknown; {known}")
-        xywh = np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
+        xywh = np.array([_box_of(record, image_size) for record in records], np.float64).reshape(-1, 4)
         return cls(
             np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], axis=1),
             [numbers[record["category_id"]] for record in records],
@@ -356,13 +360,23 @@ class Detections:
         )
 
 
+def _box_of(record: dict, image_size: Sequence[int]) -> list[float]:
+    """x, y, width, height of a record of COCO's results format."""
+    if record.get("bbox"):
+        return record["bbox"]
+    if "segmentation" in record:
+        return pasting.box_of(record["segmentation"], *image_size)
+    points = np.reshape(record["keypoints"], (-1, 3))[:, :2]
+    return [*points.min(axis=0), *np.ptp(points, axis=0)]
+
+
 def _keypoints_of(records: list[dict]) -> np.ndarray | None:
     """[N, J, 3] y, x and the third number of each keypoint of the records; None unless all of them have some."""
     if not records or not all("keypoints" in record for record in records):
         return None
-    return np.array([record["keypoints"] for record in records], np.float32).reshape(len(records), -1, 3)[
-        ..., [1, 0, 2]
-    ]
+    triples = np.array([record["keypoints"] for record in records], np.float64).reshape(len(records), -1, 3)
+    triples[..., :2] += 0.5 * triples.any(axis=2)[..., None]
+    return triples[..., [1, 0, 2]].astype(np.float32)
 
 
 def _compress_all(segmentations: Iterable[Any], image_size: tuple[int, int]) -> list[dict]:

@@ -132,6 +132,11 @@ def compress(segmentation: dict | list, height: int, width: int) -> dict:
     return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
+def box_of(segmentation: dict | list, height: int, width: int) -> list[float]:
+    """x, y, width, height of the box around any COCO segmentation; raises as `compress` does."""
+    return coco_mask.toBbox(compress(segmentation, height, width)).tolist()
+
+
 def decode(rle: dict) -> np.ndarray:
     """The mask [H, W] bool of a compressed RLE."""
     return coco_mask.decode(rle).astype(bool)

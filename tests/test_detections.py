@@ -162,6 +162,60 @@ def test_coco_records_are_what_the_server_takes():
         found.to_coco(1, (1, 2))
 
 
+POINTS = [[[2.5, 3.5, 9.0], [11.25, 12.0, -4.5]], [[0.5, 0.5, 1.0], [0.0, 0.0, 0.0]], [[5, 20, 2], [8.99, 23.99, 1]]]
+
+
+def test_keypoints_go_along():
+    found = three(keypoints=POINTS)
+    assert found.keypoints.dtype == np.float32 and found.keypoints.shape == (3, 2, 3)
+    np.testing.assert_allclose(found[[2, 0]].keypoints, np.float32(POINTS)[[2, 0]])
+    np.testing.assert_allclose(found.filter(0.8).compact().keypoints, np.float32(POINTS)[:2])
+    assert three().keypoints is None
+    for wrong, message in (
+        (POINTS[:2], "3 boxes but 2 keypoints"),
+        (np.zeros((3, 2)), r"keypoints should be \[N, J, 3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            three(keypoints=wrong)
+
+
+def test_keypoints_of_the_network_are_scaled_to_the_image():
+    outputs = {
+        "boxes": np.array([[[0, 0, 40, 80], [0, 0, 0, 0]]]),
+        "classes": np.array([[1, 0]]),
+        "scores": np.array([[0.9, 0.0]]),
+        "keypoints": np.array([[[[10, 20, 5], [40, 80, -5]], [[0, 0, 0], [0, 0, 0]]]]),
+    }
+    (found,) = Detections.from_batch(outputs, [[40, 80]], [[20, 60]], NAMES)
+    assert found.keypoints.tolist() == [[[5, 15, 5], [20, 60, -5]]] and not found.has_masks
+
+
+def test_keypoints_in_coco_records():
+    found, ids = three(keypoints=POINTS), (17, 18, 90)
+    records = found.to_coco(5, ids)
+    # COCO counts pixels from the middle of the first one; none is written as zeros.
+    assert [record["keypoints"] for record in records] == [
+        [3.0, 2.0, 1.0, 11.5, 10.75, 1.0],
+        [0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
+        [19.5, 4.5, 1.0, 23.49, 8.49, 1.0],
+    ]
+    assert json.loads(json.dumps(records)) == records
+    again = Detections.from_coco(records, NAMES, ids, SIZE)
+    np.testing.assert_allclose(again.keypoints[..., :2], np.array(POINTS)[..., :2], atol=1e-6)
+    assert again.to_coco(5, ids) == records
+    assert Detections.from_coco(records[:1] + three().to_coco(5, ids), NAMES, ids, SIZE).keypoints is None
+
+
+def test_records_without_boxes_get_those_of_their_masks_or_keypoints():
+    ids = (17, 18, 90)
+    for found, boxes in (
+        (three(masks=full_masks()), [[2, 3, 12, 13], [0, 10, 20, 30], [5, 20, 9, 24]]),
+        (three(keypoints=POINTS)[[0, 2]], [[2, 3, 10.75, 11.5], [4.5, 19.5, 8.49, 23.49]]),
+    ):
+        records = [{name: value for name, value in one.items() if name != "bbox"} for one in found.to_coco(5, ids)]
+        np.testing.assert_allclose(Detections.from_coco(records, NAMES, ids, SIZE).boxes, boxes, atol=1e-5)
+
+
 def test_coco_records_round_trip():
     found = three(masks=full_masks())
     ids = (17, 18, 90)
@@ -192,6 +246,7 @@ def test_ground_truth_as_detections():
         classes=np.array([3, 1]),
         crowd=np.array([False, True]),
         segmentations=segmentations,
+        keypoints=None,
         size=SIZE,
     )
     found = Detections.from_example(example, NAMES)

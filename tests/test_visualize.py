@@ -147,6 +147,7 @@ def example():
         classes=np.array([1, 2]),
         crowd=np.array([False, True]),
         segmentations=(pasting.encode_mask(ring()[0]), [[0, 10, 12, 10, 12, 12, 0, 12]]),
+        keypoints=None,
         size=(12, 12),
     )
 

@@ -1,1 +1,1 @@
-"""How good detections are: COCO's measures of boxes and masks."""
+"""How good detections are: COCO's measures of boxes, masks and keypoints."""

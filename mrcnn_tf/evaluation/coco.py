@@ -1,6 +1,7 @@
-"""COCO's measures of boxes and masks, by pycocotools.
+"""COCO's measures of boxes, masks and keypoints, by pycocotools.
 
-Shape letters: T IoU thresholds (.5 to .95), R recall thresholds, K classes, A area ranges, M limits on detections.
+Shape letters: T IoU or OKS thresholds (.5 to .95), R recall thresholds, K classes, A area ranges, M limits on
+detections.
 
 AP is the mean precision over T, R and the classes that have ground truth, as COCO defines it. Where there is no ground
 truth at all (in a class, or in an area range) a measure is not defined and stands as nan (pycocotools says -1).
@@ -21,10 +22,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mrcnn_tf.config import Config
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.evaluation import keypoints as oks
 from mrcnn_tf.evaluation.matching import Evaluator
 
-KINDS = {"box": "bbox", "mask": "segm"}
+KINDS = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}
+FIELDS = {"box": "bbox", "mask": "segmentation", "keypoints": "keypoints"}  # of COCO's results format
 CLASS_METRICS = ("AP", "AP50", "AP75")
 
 
@@ -34,9 +38,11 @@ class Evaluation:
 
     Attributes:
         metrics: "box/AP", "box/AP50", "box/AP75", "box/APs", "box/APm", "box/APl" (small, medium, large objects),
-            "box/AR1", "box/AR10", "box/AR100", "box/ARs", "box/ARm", "box/ARl", and the same of "mask/"; 0..1 or nan.
+            "box/AR1", "box/AR10", "box/AR100", "box/ARs", "box/ARm", "box/ARl", and the same of "mask/"; by OKS
+            "keypoints/AP", "keypoints/AP50", "keypoints/AP75", "keypoints/APm", "keypoints/APl", and "keypoints/AR",
+            "keypoints/AR50" (at OKS .5), ... likewise; 0..1 or nan.
         per_class: for each class name "objects" (without crowds), "images" that hold some, and "box/AP", "box/AP50",
-            "box/AP75", the same of "mask/".
+            "box/AP75", the same of "mask/" and "keypoints/".
         results: COCO's results format, as the evaluation server takes it.
         max_detections: the limit on detections an image.
         image_count: images in the data set.
@@ -64,20 +70,32 @@ class Evaluation:
         """Writes `to_dict` as json."""
         _write_json(self.to_dict(), path, indent=2)
 
-    def save_results(self, path: str | os.PathLike) -> None:
-        """Writes `results` as json: the file that the COCO server takes."""
-        _write_json(self.results, path)
+    def save_results(self, path: str | os.PathLike, kind: str | None = None) -> None:
+        """Writes `results` as json: the file that the COCO server takes.
+
+        Args:
+            path: the file.
+            kind: "box", "mask" or "keypoints" writes what the server wants for that task alone, in which pycocotools
+                takes a detection's area from its mask or keypoints as `metrics` does; None writes everything.
+        """
+        if kind is not None:
+            (kind,) = _check_kinds(kind)
+        kept = ("image_id", "category_id", FIELDS.get(kind, ""), "score")
+        records = [{name: item[name] for name in kept} for item in self.results] if kind else self.results
+        _write_json(records, path)
 
     def table(self, classes: bool = True) -> str:
         """Text for people: all measures, and (if `classes`) those of each class; "-" where one is not defined."""
         kinds = [kind for kind in KINDS if f"{kind}/AP" in self.metrics]
-        names = [name.split("/")[1] for name in self.metrics if name.startswith(f"{kinds[0]}/")]
         head = (
             f"{self.image_count} images, {self.object_count} objects, at most {self.max_detections} detections an image"
         )
-        rows = [["", *names]]
-        rows += [[kind, *(_number(self.metrics[f"{kind}/{name}"]) for name in names)] for kind in kinds]
-        text = f"{head}\n\n{_columns(rows)}\n"
+        blocks: dict[tuple[str, ...], list[list[str]]] = {}  # keypoints have columns of their own
+        for kind in kinds:
+            values = {name.split("/")[1]: value for name, value in self.metrics.items() if name.startswith(f"{kind}/")}
+            rows = blocks.setdefault(tuple(values), [["", *values]])
+            rows.append([kind, *map(_number, values.values())])
+        text = "\n\n".join([head, *map(_columns, blocks.values())]) + "\n"
         if not classes:
             return text
         columns = [f"{kind}/{name}" for kind in kinds for name in CLASS_METRICS]
@@ -92,7 +110,9 @@ def evaluate_coco(
     dataset: Any,
     detections: Mapping[int, Detections],
     max_detections: int = 100,
-    kinds: Sequence[str] = ("box", "mask"),
+    kinds: Sequence[str] | None = None,
+    sigmas: Sequence[float] | None = None,
+    max_keypoint_detections: int = oks.MOST_DETECTIONS,
 ) -> Evaluation:
     """COCO's measures of detections on a data set.
 
@@ -104,29 +124,45 @@ def evaluate_coco(
         detections: image id to Detections. Images that are left out count as images where nothing was found.
         max_detections: how many detections an image count; the largest of COCO's limits (1, 10, 100) is raised or
             lowered to it, for AP too.
-        kinds: "box", "mask" or both.
+        kinds: some of "box", "mask" and "keypoints"; None measures boxes always, and the others where both the data
+            set and the detections have them (`kinds_of` tells what a model's are).
+        sigmas: of the J keypoints, see `evaluation.keypoints`; None takes COCO's for its own 17, else .05 for all.
+        max_keypoint_detections: how many detections an image count for the keypoints, at most `max_detections`.
 
     Returns:
         The measures. Without any ground truth all are nan; without any detection AP and AR are 0.
 
     Raises:
-        ValueError: an unknown kind or image id, masks asked for where detections or ground truth have none, other
-            classes than the data set's, an image of another size.
+        ValueError: an unknown kind or image id, masks or keypoints asked for where detections or ground truth have
+            none, other classes or keypoints than the data set's, an image of another size.
     """
-    kinds = _check_kinds(kinds)
-    if max_detections < 1:
-        raise ValueError(f"max_detections = {max_detections}: at least 1")
+    limits = {"max_detections": max_detections, "max_keypoint_detections": max_keypoint_detections}
+    for name, limit in limits.items():
+        if limit < 1:
+            raise ValueError(f"{name} = {limit}: at least 1")
     truth = dataset.to_coco()
-    results = _results(dataset, truth, detections, "mask" in kinds)
+    names = _keypoint_names(truth)
+    kinds = _kinds_there(dataset, truth, detections) if kinds is None else _check_kinds(kinds)
+    if "keypoints" in kinds and not names:
+        raise ValueError(f"kinds = {kinds!r}: the data set has no keypoints")
+    results = _results(dataset, truth, detections, kinds, len(names))
+    sigmas = oks.sigmas_of(names, sigmas) if "keypoints" in kinds else None
     metrics: dict[str, float] = {}
     per_class = _count_objects(dataset, truth)
     for kind in kinds:
-        evaluator = _evaluate(truth, results, kind, max_detections)
+        limit = min(max_detections, max_keypoint_detections) if kind == "keypoints" else max_detections
+        evaluator = _evaluate(truth, results, kind, limit, sigmas)
         metrics.update(_summary(evaluator, kind))
         for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
             per_class[name].update(_class_summary(evaluator, kind, category))
     object_count = sum(not annotation.get("iscrowd", 0) for annotation in truth["annotations"])
     return Evaluation(metrics, per_class, results, max_detections, len(truth["images"]), object_count)
+
+
+def kinds_of(config: Config, dataset: Any) -> tuple[str, ...]:
+    """What of a model is measured on a data set: boxes, and masks and keypoints where both have them."""
+    has = {"mask": dataset.has_masks, "keypoints": bool(dataset.keypoint_names)}
+    return ("box", *(kind for kind, there in has.items() if there and kind in config.branches))
 
 
 def load_results(source: str | os.PathLike | list[dict], dataset: Any) -> dict[int, Detections]:
@@ -169,7 +205,22 @@ def _check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     return kinds
 
 
-def _results(dataset: Any, truth: dict, detections: Mapping[int, Detections], with_masks: bool) -> list[dict]:
+def _keypoint_names(truth: dict) -> list[str]:
+    return max((category.get("keypoints") or [] for category in truth["categories"]), key=len, default=[])
+
+
+def _kinds_there(dataset: Any, truth: dict, detections: Mapping[int, Detections]) -> tuple[str, ...]:
+    found = [one for one in detections.values() if len(one)]
+    annotations = [item for item in truth["annotations"] if not item.get("iscrowd", 0)]
+    has_masks = getattr(dataset, "has_masks", True) and all(item.get("segmentation") for item in annotations)
+    has_masks &= all(one.has_masks for one in found)
+    has_keypoints = bool(_keypoint_names(truth)) and all(one.keypoints is not None for one in found)
+    return ("box", *["mask"] * has_masks, *["keypoints"] * has_keypoints)
+
+
+def _results(
+    dataset: Any, truth: dict, detections: Mapping[int, Detections], kinds: Sequence[str], keypoints: int
+) -> list[dict]:
     """The records of all images, in the data set's order, checked against the data set."""
     sizes = {int(image["id"]): (image["height"], image["width"]) for image in truth["images"]}
     unknown = [image_id for image_id in detections if image_id not in sizes]
@@ -184,8 +235,11 @@ def _results(dataset: Any, truth: dict, detections: Mapping[int, Detections], wi
             raise ValueError(f"image {image_id} is {size[0]} x {size[1]}, its detections are on {found.image_size}")
         if found.class_names and found.class_names != tuple(dataset.class_names):
             raise ValueError(f"image {image_id}: detections have other classes than the data set")
-        if with_masks and not found.has_masks:
+        if "mask" in kinds and not found.has_masks:
             raise ValueError(f"image {image_id}: detections without masks; evaluate them with kinds=('box',)")
+        if "keypoints" in kinds and (found.keypoints is None or found.keypoints.shape[1] != keypoints):
+            count = 0 if found.keypoints is None else found.keypoints.shape[1]
+            raise ValueError(f"image {image_id}: detections with {count} keypoints, the data set has {keypoints}")
         results += found.to_coco(image_id, dataset.category_ids)
     return results
 
@@ -199,12 +253,16 @@ def _count_objects(dataset: Any, truth: dict) -> dict[str, dict[str, float]]:
     return dict(zip(dataset.class_names, counts, strict=True))
 
 
-def _evaluate(truth: dict, results: list[dict], kind: str, max_detections: int) -> Evaluator:
+def _evaluate(truth: dict, results: list[dict], kind: str, max_detections: int, sigmas: np.ndarray | None) -> Evaluator:
+    joints = 0 if sigmas is None else len(sigmas)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        ground_truth = _index(truth, [_truth_record(item, kind) for item in truth["annotations"]])
+        ground_truth = _index(truth, [_truth_record(item, kind, joints) for item in truth["annotations"]])
         found = _index(truth, [_result_record(item, kind) for item in results])
         evaluator = Evaluator(ground_truth, found, KINDS[kind])
-        evaluator.params.maxDets = [*(limit for limit in (1, 10) if limit < max_detections), max_detections]
+        smaller = () if kind == "keypoints" else (1, 10)
+        evaluator.params.maxDets = [*(limit for limit in smaller if limit < max_detections), max_detections]
+        if kind == "keypoints":
+            evaluator.params.kpt_oks_sigmas = sigmas
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
@@ -219,15 +277,19 @@ def _index(truth: dict, annotations: list[dict]) -> COCO:
     return coco
 
 
-def _truth_record(annotation: dict, kind: str) -> dict:
+def _truth_record(annotation: dict, kind: str, keypoints: int) -> dict:
     if kind == "mask" and not annotation.get("segmentation"):
         what = f"image {annotation['image_id']}: an object without segmentation"
         raise ValueError(f"{what}; evaluate boxes alone with kinds=('box',)")
+    if kind == "keypoints":
+        annotation = oks.truth_record(annotation, keypoints)
     # A copy: pycocotools writes into the records.
     return {**annotation, "iscrowd": annotation.get("iscrowd", 0)}
 
 
 def _result_record(item: dict, kind: str) -> dict:
+    if kind == "keypoints":
+        return oks.result_record(item)
     record = {key: item[key] for key in ("image_id", "category_id", "bbox", "score")}
     if kind == "box":
         area = item["bbox"][2] * item["bbox"][3]
@@ -243,6 +305,8 @@ def _summary(evaluator: Evaluator, kind: str) -> dict[str, float]:
 
     `COCOeval.summarize` looks for the limit 100 and says -1 where another was set.
     """
+    if kind == "keypoints":
+        return {f"{kind}/{name}": value for name, value in oks.summary(evaluator).items()}
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     values = {
         "AP": _mean(precision[:, :, :, 0, -1]),

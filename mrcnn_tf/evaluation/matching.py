@@ -51,7 +51,7 @@ def assign(ious: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, thresholds:
 
 
 class Evaluator(COCOeval):
-    """`pycocotools.cocoeval.COCOeval` for boxes and masks of all classes, with the assignment above."""
+    """`pycocotools.cocoeval.COCOeval` for all classes, with the assignment above."""
 
     def evaluateImg(self, imgId, catId, aRng, maxDet):  # noqa: N802, N803 (the names of the class it stands in for)
         """One image, class and area range: the dictionary that `accumulate` reads, or None where nothing is."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mrcnn_tf.config import Config
 from mrcnn_tf.detections import Detections
-from mrcnn_tf.evaluation.coco import evaluate_coco, load_results
+from mrcnn_tf.evaluation.coco import evaluate_coco, kinds_of, load_results
 
 NUCLEI = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuclei" / "instances_val.json"
 SIZE = (120, 160)
@@ -141,10 +142,34 @@ def test_boxes_alone():
     found = {1: rectangles([A], [1], [0.9], with_masks=False)}
     evaluation = evaluate_coco(scene, found, kinds="box")
     assert evaluation.metrics["box/AP"] == pytest.approx(1.0) and "mask/AP" not in evaluation.metrics
+    assert evaluate_coco(scene, found).metrics == pytest.approx(evaluation.metrics, nan_ok=True)
+    both = ("box", "mask")
     with pytest.raises(ValueError, match="image 1: detections without masks; evaluate them with kinds=..box"):
-        evaluate_coco(scene, found)
+        evaluate_coco(scene, found, kinds=both)
     with pytest.raises(ValueError, match="image 1: an object without segmentation"):
-        evaluate_coco(scene, {})
+        evaluate_coco(scene, {}, kinds=both)
+
+
+def test_what_is_measured_follows_what_is_there():
+    def kinds(scene, found):
+        return {name.split("/")[0] for name in evaluate_coco(scene, found).metrics}
+
+    with_masks, without = Scene([(1, 1, A, 0)]), Scene([(1, 1, A, 0)], masks=False)
+    masks, boxes = rectangles([A], [1], [0.9]), rectangles([A], [1], [0.9], with_masks=False)
+    assert kinds(with_masks, {1: masks}) == {"box", "mask"} and kinds(with_masks, {}) == {"box", "mask"}
+    assert kinds(with_masks, {1: boxes}) == {"box"} and kinds(without, {1: masks}) == {"box"}
+    with_masks.has_masks = False  # boxes stand in for its masks
+    assert kinds(with_masks, {1: masks}) == {"box"}
+
+
+def test_kinds_of_a_model():
+    config, scene = Config(num_classes=2), Scene([])
+    for has_masks, names in ((True, ()), (True, ("nose",)), (False, ("nose",))):
+        scene.has_masks, scene.keypoint_names = has_masks, names
+        for branches in ((), ("mask",), ("keypoints",), ("keypoints", "mask")):
+            expected = ["box", *["mask"] * (has_masks and "mask" in branches)]
+            expected += ["keypoints"] * (bool(names) and "keypoints" in branches)
+            assert kinds_of(config.replace(branches=branches), scene) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,9 @@ def test_boxes_alone():
         ({3: rectangles([A], [1], [1])}, {}, "no image 3"),
         ({1: Detections([A], [1], [1], Scene.class_names, (9, 9))}, {}, "image 1 is 120 x 160"),
         ({1: Detections([A], [1], [1], ("cow",), SIZE)}, {}, "image 1: detections have other classes"),
-        ({}, {"kinds": ("keypoints",)}, "kinds = ..keypoints"),
+        ({}, {"kinds": ("boxes",)}, "kinds = ..boxes"),
+        ({}, {"kinds": ("keypoints",)}, "kinds = ..keypoints.*no keypoints"),
+        ({}, {"max_keypoint_detections": 0}, "max_keypoint_detections = 0: at least 1"),
         ({}, {"max_detections": 0}, "max_detections = 0: at least 1"),
     ],
 )
