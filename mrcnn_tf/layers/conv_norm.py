@@ -13,20 +13,20 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.layers.grouped_conv import grouped_conv2d
+from mrcnn_tf.layers.sync_norm import SyncBatchNormalization
 
 NORM_GROUPS = 32  # Group normalisation's own default (Wu and He 2018)
 
 
-def make_norm(kind: str, epsilon: float) -> keras.layers.Layer:
-    """The norm layer of a `kind` of `BackboneConfig.norm`.
+def make_norm(kind: str, epsilon: float, dtype=None) -> keras.layers.Layer:
+    """The norm layer of a `kind` of `BackboneConfig.norm`, of the dtype policy `dtype`.
 
     "frozen" is a batch norm that is never trained: neither its statistics nor its scale and shift.
     """
     if kind == "group":
-        return keras.layers.GroupNormalization(groups=NORM_GROUPS, epsilon=epsilon, name="norm")
-    norm = keras.layers.BatchNormalization(
-        momentum=0.9, epsilon=epsilon, synchronized=kind == "sync_batch", name="norm"
-    )
+        return keras.layers.GroupNormalization(groups=NORM_GROUPS, epsilon=epsilon, dtype=dtype, name="norm")
+    layer = SyncBatchNormalization if kind == "sync_batch" else keras.layers.BatchNormalization
+    norm = layer(momentum=0.9, epsilon=epsilon, dtype=dtype, name="norm")
     norm.trainable = kind != "frozen"
     return norm
 
@@ -72,7 +72,7 @@ class ConvNorm(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer) or keras.initializers.VarianceScaling(
             2.0, mode="fan_out", distribution="untruncated_normal"
         )
-        self.norm = make_norm(norm, epsilon)
+        self.norm = make_norm(norm, epsilon, self.dtype_policy)
 
     def build(self, input_shape):
         shape = (self.kernel_size, self.kernel_size, input_shape[-1] // self.groups, self.filters)
