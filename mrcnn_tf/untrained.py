@@ -25,6 +25,18 @@ def clear(model: Any) -> None:
     model.anew_layers = ()
 
 
+def update(model: Any, loaded: Iterable[str], left: Iterable[str]) -> None:
+    """After weights were loaded: what was loaded is no longer marked, what stays as it was drawn is.
+
+    Args:
+        model: the model.
+        loaded: paths of the weights that were set ("stem/kernel").
+        left: layers, or parts of them ("stem/norm"), that were not.
+    """
+    known = {path.split("/")[0] for path in loaded}
+    mark(model, {*getattr(model, "anew_layers", ())} - known | {path.split("/")[0] for path in left})
+
+
 def layer_names(model: Any) -> list[str]:
     """The names of the layers that have weights, in the model's order."""
     return list(dict.fromkeys(weight.path.split("/")[0] for weight in model.weights))

@@ -26,6 +26,14 @@ def test_marks_are_sorted_and_cleared():
     assert one.anew_layers == ()
 
 
+def test_loading_changes_the_mark():
+    one = model()
+    untrained.update(one, ["layer1/kernel", "layer1/bias"], ["layer2", "layer3/norm"])
+    assert one.anew_layers == ("layer2", "layer3")
+    untrained.update(one, ["layer2/kernel"], [])
+    assert one.anew_layers == ("layer3",)
+
+
 def test_a_warning_comes_once_for_each_mark(caplog):
     one = model()
     untrained.warn_once(one)  # never marked

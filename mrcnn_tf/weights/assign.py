@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_tf import untrained
 from mrcnn_tf.config import Config
 from mrcnn_tf.presets import preset
 from mrcnn_tf.weights import compare, detectron2, torchvision
@@ -85,11 +86,14 @@ def assign(model: Any, tensors: Mapping[str, np.ndarray], source: str, skip: Ite
     if unknown:
         raise WeightsError(f"the model has no layer called {', '.join(sorted(unknown))} that could be skipped")
     if source == "matterport":
-        return assign_matterport(model, tensors, skip)
-    if source == "keras":
-        return assign_keras(model, tensors, source, skip)
-    names = _STATE_DICTIONARIES[source]
-    return _assign(_Job(model, names, tensors, _own_names(tensors, names, model.config), source, skip))
+        report = assign_matterport(model, tensors, skip)
+    elif source == "keras":
+        report = assign_keras(model, tensors, source, skip)
+    else:
+        names = _STATE_DICTIONARIES[source]
+        report = _assign(_Job(model, names, tensors, _own_names(tensors, names, model.config), source, skip))
+    untrained.update(model, report.loaded, report.left + report.reinitialized)
+    return report
 
 
 def _assign(job: _Job) -> WeightsReport:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mrcnn_tf
-from mrcnn_tf import loading, untrained
+from mrcnn_tf import loading, untrained, weights
 from mrcnn_tf.config import ConfigError
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
@@ -248,12 +248,14 @@ def test_no_weights_at_all(caplog):
     model = mrcnn_tf.load("torchvision/maskrcnn_resnet50_fpn", weights=None, num_classes=4, **SMALL)
     assert model.config == small_preset("torchvision/maskrcnn_resnet50_fpn", num_classes=4)
     assert list(model.anew_layers) == sorted(untrained.layer_names(model)) and caplog.text == ""
+    report = weights.assign(model, tensors_of(model, "torchvision"), "torchvision", skip=("box_classes", "rpn"))
+    assert report.missing == [] and model.anew_layers == ("box_classes", "rpn")
     with pytest.raises(ConfigError, match="there are none with weights=None"):
         mrcnn_tf.load("mask_rcnn_r18_fpn", class_map={"a": "b"})
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("given", "message"),
     [
         ("cocoo", "weights are 'coco', 'imagenet', a file, .* did you mean 'coco'"),
         ("gone/model.pth", "gone/model.pth: there is no such weights file"),
@@ -265,12 +267,12 @@ def test_no_weights_at_all(caplog):
         ("cut.keras", "cut.keras: cannot be loaded"),
     ],
 )
-def test_weights_that_are_no_use(weights, message, tmp_path, monkeypatch):
+def test_weights_that_are_no_use(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("words.txt", "cut.pth", "cut.npz", "cut.h5", "cut.weights.h5", "cut.keras"):
         (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(WeightsError, match=message):
-        mrcnn_tf.load("mask_rcnn_r50_fpn", weights=weights)
+        mrcnn_tf.load("mask_rcnn_r50_fpn", weights=given)
 
 
 # === Trainings of one's own ===
