@@ -34,7 +34,7 @@ _TORCHVISION = {
     "rpn": {"min_size": 1e-3},
     "roi": {"half_pixel": False},
     "box_head": {"loss_beta": 1.0 / 9.0},
-    "detections": {"paste": "torchvision"},
+    "detections": {"paste": "torchvision", "min_size": 0.01},
 }
 # The second version: norms that are trained everywhere, four convolutions in the box branch, two in the RPN. Its
 # RoIAlign has no half-pixel shift either.
@@ -72,6 +72,7 @@ _DETECTRON2 = {
     "backbone": {"norm_epsilon": 1e-5},
     "rpn": {"box_loss_beta": 0.0},
     "box_head": {"loss_beta": 0.0},
+    "detections": {"drop_small": "after"},
 }
 # One map of stride 16 with all anchors on it; images are not padded to a multiple of anything.
 _ONE_MAP = {

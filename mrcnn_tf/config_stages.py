@@ -303,7 +303,8 @@ class DetectionsConfig:
 
     `paste` "exact" stretches a mask over its box as it is; "torchvision" over the box with its
     corners cut to whole pixels, as torchvision does. `one_class_per_box` gives each proposal its best class alone
-    (Matterport), where the paper tries all classes.
+    (Matterport), where the paper tries all classes. Boxes that lie outside the image, or have a side below `min_size`
+    pixels, are dropped "before" the NMS, or "after" it: then they take places of others first (Detectron2).
     """
 
     score_threshold: float = 0.05
@@ -312,6 +313,8 @@ class DetectionsConfig:
     mask_threshold: float = 0.5
     paste: str = "exact"
     one_class_per_box: bool = False
+    min_size: float = 0.0
+    drop_small: str = "before"
 
     def __post_init__(self):
         check(0 <= self.score_threshold < 1, self, "score_threshold", "in [0, 1)")
@@ -319,3 +322,5 @@ class DetectionsConfig:
         check(self.max_per_image >= 1, self, "max_per_image", "at least 1")
         check(0 < self.mask_threshold < 1, self, "mask_threshold", "in (0, 1)")
         check(self.paste in ("exact", "torchvision"), self, "paste", "'exact' or 'torchvision'")
+        check(self.min_size >= 0, self, "min_size", "not negative")
+        check(self.drop_small in ("before", "after"), self, "drop_small", "'before' or 'after'")

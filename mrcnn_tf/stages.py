@@ -96,6 +96,8 @@ class Stages:
             config.detections.max_per_image,
             config.box_head.delta_weights,
             config.detections.one_class_per_box,
+            config.detections.min_size,
+            config.detections.drop_small,
             name="detect_boxes",
         )
         self.tensors: dict = {}

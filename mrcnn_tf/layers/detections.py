@@ -23,6 +23,8 @@ class DetectBoxes(Float32Layer):
         max_per_image: D. delta_weights: of the box coder.
         one_class_per_box: a proposal stands for its likeliest class alone, and for nothing where that is the
             background (Matterport's rule); else every class of it is tried, as in the paper.
+        min_size: boxes of no area, or with a side below it in pixels, are dropped.
+        drop_small: whether that happens "before" NMS, or "after" it and after the choice of the best (Detectron2).
 
     Call arguments:
         class_logits: [B, P, K + 1], class 0 background. deltas: [B, P, K, 4].
@@ -39,6 +41,8 @@ class DetectBoxes(Float32Layer):
         max_per_image: int = 100,
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
         one_class_per_box: bool = False,
+        min_size: float = 0.0,
+        drop_small: str = "before",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -47,6 +51,8 @@ class DetectBoxes(Float32Layer):
         self.max_per_image = int(max_per_image)
         self.delta_weights = tuple(float(weight) for weight in delta_weights)
         self.one_class_per_box = bool(one_class_per_box)
+        self.min_size = float(min_size)
+        self.drop_small = drop_small
 
     def call(
         self, class_logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, image_size: tf.Tensor
@@ -58,7 +64,11 @@ class DetectBoxes(Float32Layer):
             scores = scores[..., 1:]
         boxes = box_ops.decode(tf.cast(deltas, tf.float32), proposals[:, :, None, :], self.delta_weights)
         boxes = box_ops.clip(boxes, image_size[:, None, :])
-        scores = tf.where(box_ops.area(boxes) > 0.0, scores, 0.0)
+        if self.drop_small == "before":
+            scores = tf.where(self._large(boxes), scores, 0.0)
+        else:
+            # Padding is no proposal at all.
+            scores = tf.where((box_ops.area(proposals) > 0.0)[..., None], scores, 0.0)
         boxes, scores, classes, count = tf.image.combined_non_max_suppression(
             boxes,
             scores,
@@ -69,15 +79,28 @@ class DetectBoxes(Float32Layer):
             clip_boxes=False,
         )
         found = tf.range(self.max_per_image)[None] < count[:, None]
+        if self.drop_small == "after":
+            found &= self._large(boxes)
+            # What was dropped leaves no gap: the rest moves up, in its order.
+            order = tf.argsort(tf.cast(found, tf.int32), axis=-1, direction="DESCENDING", stable=True)
+            found, boxes, scores, classes = (
+                tf.gather(values, order, batch_dims=1) for values in (found, boxes, scores, classes)
+            )
         classes = tf.where(found, tf.cast(classes, tf.int32) + 1, 0)
         return tf.where(found[..., None], boxes, 0.0), classes, tf.where(found, scores, 0.0)
+
+    def _large(self, boxes: tf.Tensor) -> tf.Tensor:
+        """Which boxes [..., 4] have an area, and sides of `min_size` at least; not those of no number."""
+        height, width = box_ops.sides(boxes)
+        return (tf.minimum(height, width) > 0.0) & (tf.minimum(height, width) >= self.min_size)
 
     def compute_output_spec(self, class_logits, deltas, proposals, image_size):
         batch, number = class_logits.shape[0], self.max_per_image
         return spec(batch, number, 4), spec(batch, number, dtype="int32"), spec(batch, number)
 
     def get_config(self) -> dict:
-        names = ("score_threshold", "nms_iou", "max_per_image", "delta_weights", "one_class_per_box")
+        names = ("score_threshold", "nms_iou", "max_per_image", "delta_weights")
+        names += ("one_class_per_box", "min_size", "drop_small")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -167,3 +167,24 @@ def test_softmax_masks_share_each_pixel_with_the_background():
     np.testing.assert_array_equal(masks[2], 0)
     layer = SelectMasks.from_config(SelectMasks("softmax").get_config())
     np.testing.assert_array_equal(layer(logits, np.array([1, 3, 0], np.int32)), masks)
+
+
+def test_small_boxes_go_before_the_choice_or_after_it():
+    # Three proposals of one class: the best is moved out of the image, the second is half a pixel high.
+    proposals = np.array([[[0, 0, 4, 4], [5, 0, 5.5, 9], [2, 2, 8, 8], [0, 0, 0, 0]]], np.float32)
+    deltas = np.zeros((1, 4, 1, 4), np.float32)
+    deltas[0, 0, 0, 0] = -100.0
+    logits = np.array([[[0, 4], [0, 3], [0, 2], [0, 9]]], np.float32)
+
+    def boxes(**values):
+        layer = DetectBoxes(max_per_image=2, **values)
+        found, classes, scores = layer(logits, deltas, proposals, np.array([[10, 10]], np.int32))
+        assert np.all(np.diff(scores) <= 0)
+        return found.numpy()[0, classes.numpy()[0] > 0].tolist()
+
+    thin, large = [5, 0, 5.5, 9], [2, 2, 8, 8]
+    assert boxes() == [thin, large]
+    assert boxes(min_size=1.0) == [large]
+    assert boxes(min_size=0.5) == [thin, large]
+    assert boxes(drop_small="after") == [thin]
+    assert boxes(drop_small="after", min_size=1.0) == []
