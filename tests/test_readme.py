@@ -15,7 +15,7 @@ SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)).replace
 
 
 def test_python_examples_use_names_that_exist():
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     for node in ast.walk(ast.parse("\n".join(PYTHON))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mrcnn_tf":
             assert hasattr(mrcnn_tf, node.attr), node.attr

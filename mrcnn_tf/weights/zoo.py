@@ -189,15 +189,20 @@ def by_file(path: str | Path) -> Checkpoint | None:
 def find(preset_name: str, config: Config, dataset: str) -> Checkpoint:
     """The checkpoint that `weights="coco"` or `"imagenet"` means for a preset.
 
-    A preset of a source takes that source's; one of the package's own the first whose network it is.
+    One with the same branches comes first, then that of the preset itself, one of its source, one with more branches
+    in common, one of the same number of classes, and the order of the table.
+
+    Args:
+        preset_name: the preset, one of a source or of the package's own.
+        config: its configuration, with the caller's changes.
+        dataset: "coco" or "imagenet".
 
     Raises:
         WeightsError: none is published for such a network.
     """
-    source = preset_name.split("/")[0] if "/" in preset_name else None
     if dataset == "coco":
         fit = [one for one in _COCO if _is_network(preset(one.preset), config)]
-        fit = fit or [one for one in _COCO if one.preset == preset_name]  # what differs will be told, or starts anew
+        fit = fit or [one for one in _COCO if one.preset == preset_name]  # the loader tells what differs
     else:
         fit = [one for one in _BACKBONES if one.backbone == config.backbone.name]
     if not fit:
@@ -206,15 +211,28 @@ def find(preset_name: str, config: Config, dataset: str) -> Checkpoint:
             f"no public {dataset} weights are known for the network of '{preset_name}'{hint} "
             "(mrcnn_tf.weights.zoo.names() lists all that are)"
         )
-    same_preset = [one for one in fit if one.preset == preset_name]
-    same_source = [one for one in fit if one.source == source]
-    return (same_preset or same_source or fit)[0]
+    return max(fit, key=lambda one: _merit(one, preset_name, config))
 
 
 def _is_network(published: Config, config: Config) -> bool:
-    """Whether two networks are the same but for the numbers of classes and keypoints, and the kind of the norms."""
-    names = [name for name, *_ in compare.shapes(published, config)]
-    return all(name in ("num_classes", "keypoints") or name.endswith(".norm") for name in names)
+    """Whether two networks are the same but for branches, numbers of classes and keypoints, and kinds of norms."""
+    different = compare.shapes(published.replace(branches=config.branches), config)
+    return all(name in ("num_classes", "keypoints") or name.endswith(".norm") for name, *_ in different)
+
+
+def _merit(one: Checkpoint, preset_name: str, config: Config) -> tuple:
+    own_source = one.source == preset_name.split("/")[0]
+    if not one.preset:
+        return (own_source,)
+    published = preset(one.preset)
+    common = set(published.branches) & set(config.branches)
+    return (
+        set(published.branches) == set(config.branches),
+        one.preset == preset_name,
+        own_source,
+        len(common),
+        published.num_classes == config.num_classes,
+    )
 
 
 def nearest(name: str) -> str:
@@ -235,3 +253,31 @@ def source_of(names: Iterable[str]) -> str:
         if any(re.fullmatch(pattern, name) for name in names):
             return source
     return "keras"
+
+
+# === Told to people ===
+
+# Presets whose model, with weights drawn from the names of the tensors, was compared with what the original answers.
+_COMPARED = (
+    "torchvision/maskrcnn_resnet50_fpn",
+    "torchvision/keypointrcnn_resnet50_fpn",
+    "detectron2/mask_rcnn_R_50_FPN",
+    "detectron2/mask_rcnn_R_50_C4",
+    "detectron2/mask_rcnn_R_50_DC5",
+    "detectron2/mask_rcnn_X_101_32x8d_FPN",
+    "detectron2/keypoint_rcnn_R_50_FPN",
+)
+_PROOFS = {
+    **{name: "same answers" for name in _COMPARED},
+    "matterport/mask_rcnn_coco": "same answers as its network written once more",
+}
+
+
+def table() -> str:
+    """The whole models as a Markdown table: checkpoint, preset, published AP, what was proved. It is in the README."""
+    lines = ["| checkpoint | preset | box AP | mask AP | keypoint AP | proved here |", "|---|---|---|---|---|---|"]
+    for one in _COCO:
+        found = [f"{one.ap[kind]:.1f}" if kind in one.ap else "" for kind in ("box", "mask", "keypoints")]
+        proof = _PROOFS.get(one.preset, "each tensor in its place")
+        lines.append(f"| `{one.name}` | `{one.preset}` | {' | '.join(found)} | {proof} |")
+    return "\n".join(lines)

@@ -8,6 +8,7 @@ import pytest
 from mrcnn_tf import presets
 from mrcnn_tf.weights import zoo
 from mrcnn_tf.weights.report import WeightsError
+from tests.support.commands import ROOT
 
 WHOLE = [one for one in zoo.checkpoints() if one.dataset == "coco"]
 BACKBONES = [one for one in zoo.checkpoints() if one.dataset == "imagenet"]
@@ -72,6 +73,14 @@ def test_the_addresses_of_some():
         ("mask_rcnn_r50_fpn", {}, "detectron2/mask_rcnn_R_50_FPN_3x", "keras/resnet50"),
         ("mask_rcnn_r50_fpn", {"num_classes": 3}, "detectron2/mask_rcnn_R_50_FPN_3x", "keras/resnet50"),
         ("mask_rcnn_r50_fpn", {"branches": ()}, "detectron2/faster_rcnn_R_50_FPN_3x", "keras/resnet50"),
+        ("keypoint_rcnn_r50_fpn", {}, "detectron2/keypoint_rcnn_R_50_FPN_3x", "keras/resnet50"),
+        ("keypoint_mask_rcnn_r50_fpn", {}, "detectron2/keypoint_rcnn_R_50_FPN_3x", "keras/resnet50"),
+        (
+            "torchvision/maskrcnn_resnet50_fpn",
+            {"branches": ()},
+            "torchvision/fasterrcnn_resnet50_fpn",
+            "torchvision/resnet50",
+        ),
         ("mask_rcnn_r101_fpn", {"backbone__norm": "group"}, "detectron2/mask_rcnn_R_101_FPN_3x", "keras/resnet101"),
         ("nucleus", {}, "detectron2/mask_rcnn_R_50_FPN_3x", "keras/resnet50"),
         ("mask_rcnn_r18_fpn", {}, None, "torchvision/resnet18"),
@@ -110,3 +119,14 @@ def test_the_nearest_name():
     assert zoo.nearest("coc") == "; did you mean 'coco'?"
     assert zoo.nearest("detectron2/mask_rcnn_R_50_FPN") == "; did you mean 'detectron2/mask_rcnn_R_50_FPN_3x'?"
     assert zoo.nearest("something else") == ""
+
+
+def test_the_readme_has_the_table():
+    assert zoo.table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_models_told_to_answer_alike_are_those_compared():
+    from tests.weights.test_reference_models import SOURCES
+
+    told = {line.split("`")[3] for line in zoo.table().splitlines() if "| same answers |" in line}
+    assert told == set(SOURCES)
