@@ -73,7 +73,7 @@ def choose_config(arguments: argparse.Namespace, overrides: dict[str, Any], foun
 def convert(tensors: dict, source: str, config: Any, theirs: Any) -> tuple[Any, Any]:
     """The model, and the report; layers of other classes or keypoints than the weights' stay as drawn."""
     import mrcnn_tf
-    from mrcnn_tf import untrained, weights
+    from mrcnn_tf import weights
 
     model = mrcnn_tf.MaskRCNN(config)
     there = {weight.path.split("/")[0] for weight in model.weights}
@@ -86,7 +86,6 @@ def convert(tensors: dict, source: str, config: Any, theirs: Any) -> tuple[Any, 
     logging.getLogger("mrcnn_tf").setLevel(logging.CRITICAL)
     report = weights.assign(model, tensors, source, skip=skip)
     logging.getLogger("mrcnn_tf").setLevel(logging.INFO)
-    untrained.mark(model, [layer.split("/")[0] for layer in report.left + report.reinitialized])
     return model, report
 
 
