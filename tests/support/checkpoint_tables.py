@@ -265,6 +265,29 @@ def numbered(rows_or_spec) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.float32(number), shape) for number, (name, shape) in enumerate(shapes.items(), 1)}
 
 
+def torchvision_imagenet(network):
+    rows = imagenet_rows(network)
+    classifier = {"fc.weight": (1000, rows[-1].shape[0]), "fc.bias": (1000,)}
+    return numbered(spec(rows, **counters(rows), **classifier))
+
+
+def caffe2_imagenet(network):
+    fc = "pred" if network.startswith("resnext") else "fc1000"
+    extras = {f"{fc}_w": (1000, 2048), f"{fc}_b": (1000,), "conv1_b": (64,)}
+    extras |= {"conv1_w_momentum": (64, 3, 7, 7), "res2_0_branch2a_bn_s_momentum": (64,)}
+    return numbered(spec(caffe2_rows(network), **extras))
+
+
+def keras_imagenet(network):
+    rows = keras_rows(network)
+    biases = {row.name.replace("kernel", "bias"): (row.shape[3],) for row in rows if row.name.endswith("/kernel")}
+    top = {"predictions/kernel": (2048, 1000), "predictions/bias": (1000,)}
+    return numbered(spec(rows, **biases, **top))
+
+
+IMAGENET = {"torchvision": torchvision_imagenet, "detectron2": caffe2_imagenet, "keras": keras_imagenet}
+
+
 class Variable:
     """What `assign` needs of a weight; it keeps the smallest and largest value that it was set to."""
 

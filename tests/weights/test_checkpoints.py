@@ -165,31 +165,10 @@ def start(network, **changes):
 
 def other_conventions(source, network):
     """The values that differ from torchvision's where an ImageNet network comes from somewhere else."""
-    values = guess(IMAGENET[source](network), source).config()
+    values = guess(tables.IMAGENET[source](network), source).config()
     return {"input": values.to_dict()["input"], "backbone": values.to_dict()["backbone"]}
 
 
-def torchvision_imagenet(network):
-    rows = tables.imagenet_rows(network)
-    classifier = {"fc.weight": (1000, rows[-1].shape[0]), "fc.bias": (1000,)}
-    return tables.numbered(tables.spec(rows, **tables.counters(rows), **classifier))
-
-
-def caffe2_imagenet(network):
-    fc = "pred" if network.startswith("resnext") else "fc1000"
-    extras = {f"{fc}_w": (1000, 2048), f"{fc}_b": (1000,), "conv1_b": (64,)}
-    extras |= {"conv1_w_momentum": (64, 3, 7, 7), "res2_0_branch2a_bn_s_momentum": (64,)}
-    return tables.numbered(tables.spec(tables.caffe2_rows(network), **extras))
-
-
-def keras_imagenet(network):
-    rows = tables.keras_rows(network)
-    biases = {row.name.replace("kernel", "bias"): (row.shape[3],) for row in rows if row.name.endswith("/kernel")}
-    top = {"predictions/kernel": (2048, 1000), "predictions/bias": (1000,)}
-    return tables.numbered(tables.spec(rows, **biases, **top))
-
-
-IMAGENET = {"torchvision": torchvision_imagenet, "detectron2": caffe2_imagenet, "keras": keras_imagenet}
 NETWORKS = [
     *(("torchvision", network) for network in tables.NETWORKS),
     *(("detectron2", network) for network in CAFFE2),
@@ -199,7 +178,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("source", "network"), NETWORKS)
 def test_imagenet_networks(source, network):
-    tensors = IMAGENET[source](network)
+    tensors = tables.IMAGENET[source](network)
     model, heads = start(network, **other_conventions(source, network))
     report = weights.assign(model, tensors, source)
     backbone = [variable for variable in model.weights if variable.path.startswith(("stem", "res"))]
@@ -229,7 +208,7 @@ def test_imagenet_networks(source, network):
 
 @pytest.mark.parametrize(("source", "network"), NETWORKS)
 def test_imagenet_networks_are_recognised(source, network):
-    found = guess(IMAGENET[source](network), source)
+    found = guess(tables.IMAGENET[source](network), source)
     config = found.config()
     assert config.backbone.name == network and "/" not in found.preset
     order = "rgb" if source == "torchvision" else "bgr"
@@ -244,7 +223,7 @@ def test_imagenet_networks_are_recognised(source, network):
 def test_norms_without_statistics_are_their_scale_and_shift_exactly(epsilon):
     model, _ = start("resnet50", **other_conventions("detectron2", "resnet50"))
     model = tables.Model(model.config.replace(backbone__norm_epsilon=epsilon), tables.torchvision_rows(model.config))
-    weights.assign(model, caffe2_imagenet("resnet50"), "detectron2")
+    weights.assign(model, tables.caffe2_imagenet("resnet50"), "detectron2")
     ranges = {variable.path: variable.range for variable in model.weights}
     assert ranges["res3_block2_conv1/norm/moving_mean"] == (0, 0)
     (variance, same) = ranges["res3_block2_conv1/norm/moving_variance"]
@@ -256,14 +235,14 @@ def test_imagenet_networks_for_other_features(features):
     name = f"detectron2/mask_rcnn_R_50_{features}"
     model, rows, _ = case(name)
     for source in ("detectron2", "torchvision"):
-        report = weights.assign(model, IMAGENET[source]("resnet50"), source)
+        report = weights.assign(model, tables.IMAGENET[source]("resnet50"), source)
         backbone = [row.path for row in rows if row.path.startswith(("stem", "res"))]
         assert report.loaded == backbone and report.missing == []
         assert "res5_block1_conv1" not in report.left and "rpn" in report.left
 
 
 def test_statistics_that_are_there_are_taken():
-    tensors = caffe2_imagenet("resnet50")
+    tensors = tables.caffe2_imagenet("resnet50")
     norms = [name for name in tensors if name.endswith("_bn_s")]
     for name in norms:
         tensors[name.replace("bn_s", "bn_rm")] = tensors[name] + 0.25
@@ -291,7 +270,7 @@ def test_names_of_detectron2_without_its_prefix():
 
 @pytest.mark.parametrize("layout", ["old", "h5"])
 def test_older_names_of_keras(layout):
-    tensors = keras_imagenet("resnet50")
+    tensors = tables.keras_imagenet("resnet50")
     parts = {"0": "1", "1": "2a", "2": "2b", "3": "2c"}
 
     def old(name):
@@ -313,7 +292,7 @@ def test_older_names_of_keras(layout):
 
 def test_keras_skips_layers():
     model, heads = start("resnet50", **other_conventions("keras", "resnet50"))
-    report = weights.assign(model, keras_imagenet("resnet50"), "keras", skip=("stem", "box_classes"))
+    report = weights.assign(model, tables.keras_imagenet("resnet50"), "keras", skip=("stem", "box_classes"))
     assert report.reinitialized == ["stem", "box_classes"] and "box_classes" not in report.left
     assert len(report.loaded) == 52 * 5 and "conv1_conv/kernel" in report.unused
 
@@ -332,9 +311,9 @@ def test_another_backbone_is_an_error():
         weights.assign(deep, case("detectron2/mask_rcnn_R_50_FPN")[2], "detectron2")
     model, _ = start("resnet50")
     with pytest.raises(WeightsError, match="are of a resnext50_32x4d, but the model's backbone.name is resnet50"):
-        weights.assign(model, torchvision_imagenet("resnext50_32x4d"), "torchvision")
+        weights.assign(model, tables.torchvision_imagenet("resnext50_32x4d"), "torchvision")
     with pytest.raises(WeightsError, match="ResNeXt, which Keras applications has no weights for"):
-        weights.assign(start("resnext50_32x4d")[0], keras_imagenet("resnet50"), "keras")
+        weights.assign(start("resnext50_32x4d")[0], tables.keras_imagenet("resnet50"), "keras")
 
 
 def test_other_features_say_which_preset_fits():
