@@ -1,8 +1,8 @@
 """Named configurations.
 
-A preset is a `Config` under a name. `preset(name, **changes)` takes the changes of `Config.replace`. Beside the
-package's own there is one for each public checkpoint, with the conventions of the implementation it comes from
-(`mrcnn_tf.checkpoint_presets`).
+A preset is a `Config` under a name. `preset(name, **changes)` takes the changes of `Config.replace`. There are those of
+the paper's tables (`mrcnn_tf.paper_presets`), a few for small data sets (here), and one for each public checkpoint with
+the conventions of the implementation it comes from (`mrcnn_tf.checkpoint_presets`).
 """
 
 from __future__ import annotations
@@ -12,36 +12,15 @@ from typing import Any
 
 from mrcnn_tf.checkpoint_presets import CHECKPOINTS
 from mrcnn_tf.config import Config, ConfigError
-
-_PAPER: dict = {}  # The defaults of `Config` are the paper's: R50-FPN, 800 pixels, 16 images, 160k steps.
+from mrcnn_tf.paper_presets import PAPER
 
 # Small pictures, small objects: a side of 8 to 128 pixels.
 _SMALL_ANCHORS = {"sizes": ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))}
 
-# Section 5: persons, the shorter edge drawn from 640 to 800 pixels in training, 90,000 steps, a tenth at 60k and 80k.
-_PERSONS = {
-    "num_classes": 1,
-    "class_names": ("person",),
-    "input": {"shorter_edge": (640, 672, 704, 736, 768, 800)},
-    "data": {"drop_empty": True},
-    "training": {"steps": 90_000, "decay_steps": (60_000, 80_000)},
-}
-
 _PRESETS: dict[str, tuple[str, dict]] = {
-    "mask_rcnn_r50_fpn": ("ResNet-50-FPN as in the paper's tables 2a and 2e", _PAPER),
-    "mask_rcnn_r101_fpn": ("ResNet-101-FPN as in the paper's tables 1 and 2a", {"backbone": {"name": "resnet101"}}),
-    "mask_rcnn_r34_fpn": ("ResNet-34-FPN for smaller machines", {"backbone": {"name": "resnet34"}}),
-    "mask_rcnn_r18_fpn": ("ResNet-18-FPN for smaller machines", {"backbone": {"name": "resnet18"}}),
-    "keypoint_rcnn_r50_fpn": (
-        "ResNet-50-FPN for boxes and keypoints of persons, as in the paper's section 5",
-        {**_PERSONS, "branches": ("keypoints",)},
-    ),
-    "keypoint_mask_rcnn_r50_fpn": (
-        "ResNet-50-FPN for boxes, masks and keypoints of persons, as in the paper's section 5",
-        {**_PERSONS, "branches": ("mask", "keypoints")},
-    ),
+    **PAPER,
     "nucleus": (
-        "ResNet-50-FPN for small, crowded objects in small images, from ImageNet weights in 400 steps",
+        "ResNet-50-FPN for small, crowded objects in small images, in 400 steps",
         {
             "num_classes": 1,
             "class_names": ("nucleus",),

@@ -14,18 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Told without importing the package; tests hold this list and `mrcnn_tf.presets` together.
-PRESETS = """presets:
-  mask_rcnn_r50_fpn           ResNet-50-FPN as in the paper, 800 pixels, 160,000 steps
-  mask_rcnn_r101_fpn          the same with ResNet-101
-  mask_rcnn_r34_fpn           the same with ResNet-34, for smaller machines
-  mask_rcnn_r18_fpn           the same with ResNet-18
-  keypoint_rcnn_r50_fpn       boxes and keypoints of persons as in the paper, 90,000 steps
-  keypoint_mask_rcnn_r50_fpn  the same with masks
-  nucleus                     small, crowded objects in small images; one class, 400 steps
-  coco_mini                   384 pixels, 400 steps: a handful of images learnt by heart
-  shapes                      a small network for circles, squares and triangles, from nothing in minutes"""
-
 OVERRIDES = """values of the configuration:
   Any number of section.field=value, for example
     input.shorter_edge=640,800  detections.score_threshold=0.3  backbone.norm=group  data.flip=false
@@ -67,6 +55,31 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"'{text}' is not understood; a value of the configuration is section.field=value")
         values[name] = _parse_value(value)
     return values
+
+
+def add_augmentation(parser: argparse.ArgumentParser) -> None:
+    """Takes --tta-scales and --tta-flip, for `augmentation`."""
+    group = parser.add_argument_group("several views of each image (test-time augmentation)")
+    group.add_argument("--tta-scales", metavar="PIXELS", help="shorter edges, for example 600,800,1000")
+    group.add_argument("--tta-flip", action="store_true", help="look at each mirrored left to right as well")
+
+
+def augmentation(arguments: argparse.Namespace, shorter_edge: int) -> Any:
+    """The `Augmentation` that was asked for; None without one. `shorter_edge` is that of plain prediction.
+
+    Raises:
+        UsageError: edges that are no numbers.
+    """
+    if arguments.tta_scales is None and not arguments.tta_flip:
+        return None
+    from mrcnn_tf.augmented import Augmentation
+
+    try:
+        edges = tuple(int(edge) for edge in (arguments.tta_scales or str(shorter_edge)).split(","))
+    except ValueError:
+        text = f"--tta-scales {arguments.tta_scales}: should be whole numbers of pixels, as in 600,800,1000"
+        raise UsageError(text) from None
+    return Augmentation(edges, arguments.tta_flip)
 
 
 def _parse_value(text: str) -> Any:

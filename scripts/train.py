@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import _cli
+import _presets
 
 EXAMPLES = """examples:
   your own data, from ImageNet weights, evaluated while it trains:
@@ -30,7 +31,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = _cli.make_parser(__doc__, EXAMPLES, _cli.PRESETS, _cli.OVERRIDES)
+    parser = _cli.make_parser(__doc__, EXAMPLES, _presets.PRESETS, _cli.OVERRIDES)
     add = parser.add_argument
     add("--run-dir", required=True, metavar="DIR", help="folder of this training (made if it is not there)")
     add("--preset", metavar="NAME", help="named configuration, see below (default: mask_rcnn_r50_fpn)")
