@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, RULE = "#1d232b", "#66707c", "#dfe3e8"
 LINES = ("#2478c8", "#e0663c", "#129873", "#8b5bd0", "#c08a00", "#d2447f")
-PARTS = ("rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss", "mask_loss")
+PARTS = ("rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss", "mask_loss", "keypoint_loss")
+KINDS = ("box", "mask", "keypoints")
 AXES = ("step", "epoch")
 
 
@@ -60,7 +61,7 @@ def plot_history(history: Any, path: str | os.PathLike | None = None) -> Figure:
 
 
 def plot_per_class(evaluation: Any, path: str | os.PathLike | None = None, metric: str = "AP") -> Figure:
-    """Bars of each class's AP, the best (by mask, where there is one) first, with the number of its objects.
+    """Bars of each class's AP, the best (by the last kind measured) first, with the number of its objects.
 
     Classes without any object, whose AP is not defined, are counted below the chart.
 
@@ -74,20 +75,22 @@ def plot_per_class(evaluation: Any, path: str | os.PathLike | None = None, metri
     """
     per_class: Mapping[str, Mapping[str, float]] = getattr(evaluation, "per_class", evaluation)
     first = next(iter(per_class.values()), {})
-    kinds = [kind for kind in ("box", "mask") if f"{kind}/{metric}" in first]
+    kinds = [kind for kind in KINDS if f"{kind}/{metric}" in first]
     if per_class and not kinds:
         raise ValueError(f"metric = {metric!r}: one of {', '.join(sorted({name.split('/')[-1] for name in first}))}")
     rows = [(name, values) for name, values in per_class.items() if values["objects"]]
-    rows.sort(key=lambda row: -row[1][f"{kinds[-1]}/{metric}"])
+    # The keypoint AP of a class that has boxes alone is not defined.
+    rows.sort(key=lambda row: -np.nan_to_num(row[1][f"{kinds[-1]}/{metric}"]))
     figure, (plot,) = _figure(7.2, 1.5 + 0.34 * max(1, len(rows)), 1, 1)
     places = np.arange(len(rows))
     thick = 0.72 / max(1, len(kinds))
     for number, kind in enumerate(kinds):
         offset = (number - (len(kinds) - 1) / 2) * thick
         lengths = [values[f"{kind}/{metric}"] for _, values in rows]
-        plot.barh(places + offset, lengths, 0.92 * thick, color=LINES[number], label=kind)
+        plot.barh(places + offset, np.nan_to_num(lengths), 0.92 * thick, color=LINES[number], label=kind)
         for place, length in zip(places + offset, lengths, strict=True):
-            plot.text(length + 0.008, place, f"{length:.2f}", va="center", fontsize=7.5, color=MUTED)
+            text = "-" if math.isnan(length) else f"{length:.2f}"
+            plot.text(np.nan_to_num(length) + 0.008, place, text, va="center", fontsize=7.5, color=MUTED)
     names = [f"{name}  ({values['objects']})" for name, values in rows]
     plot.set_yticks(places, names, fontsize=8.5, color=INK, parse_math=False)
     plot.set_xlim(0, 1.08)
@@ -151,7 +154,7 @@ def _panels(columns: Mapping[str, np.ndarray]) -> list[_Panel]:
     precision = [
         _Curve(f"{prefix}{kind}{joint}{measure}", f"{kind} {measure}", i, faint=measure != "AP")
         for measure in ("AP", "AP50")
-        for i, kind in enumerate(("box", "mask"))
+        for i, kind in enumerate(KINDS)
         for prefix in ("", "val_")
         for joint in ("_", "/")
     ]

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from mrcnn_tf import visualize
+from mrcnn_tf.augmented import Augmentation
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.detections import Detections
-from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco
+from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco, kinds_of
 from mrcnn_tf.evaluation.detect import detect
+from mrcnn_tf.skeletons import Skeleton
 
 
 def evaluation_report(
@@ -29,11 +31,13 @@ def evaluation_report(
     pictures: int = 8,
     picture_score: float = 0.5,
     progress: bool | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Evaluation:
     """COCO's measures of a model on a data set, written to a folder.
 
     The folder gets `evaluation.json` (all measures), `results.json` (COCO's results format, as the COCO server takes
-    it), `per_class.png` and `pictures/`: ground truth beside prediction.
+    it; for keypoints `keypoints.json` as well, without boxes and masks), `per_class.png` and `pictures/`: ground truth
+    beside prediction.
 
     Args:
         model: a `MaskRCNN`.
@@ -44,6 +48,7 @@ def evaluation_report(
         pictures: how many images are drawn, evenly spread over the data set.
         picture_score: detections below are not drawn.
         progress: shows a progress bar; None does so on a terminal.
+        augmentation: several views of each image, see `detect`.
 
     Raises:
         ValueError: see `detect` and `evaluate_coco`.
@@ -51,11 +56,14 @@ def evaluation_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     progress = sys.stderr.isatty() if progress is None else progress
-    found = detect(model, dataset, batch_size=batch_size, progress=progress)
+    found = detect(model, dataset, batch_size=batch_size, progress=progress, augmentation=augmentation)
     limit = max_detections or model.config.detections.max_per_image
-    evaluation = evaluate_coco(dataset, found, max_detections=limit)
+    kinds = kinds_of(model.config, dataset)
+    evaluation = evaluate_coco(dataset, found, max_detections=limit, kinds=kinds)
     evaluation.save(folder / "evaluation.json")
     evaluation.save_results(folder / "results.json")
+    if "keypoints" in kinds:
+        evaluation.save_results(folder / "keypoints.json", kind="keypoints")
     visualize.plot_per_class(evaluation, folder / "per_class.png")
     draw_comparisons(dataset, found, folder / "pictures", pictures, picture_score)
     return evaluation
@@ -71,7 +79,7 @@ def draw_comparisons(
     """Writes pictures with ground truth on the left and detections on the right.
 
     Args:
-        dataset: with the ground truth.
+        dataset: with the ground truth; its skeleton joins the keypoints.
         found: image id to Detections, as `detect` gives them.
         folder: where the pictures go, named after the images.
         count: of pictures, evenly spread over the images that were detected in.
@@ -82,6 +90,7 @@ def draw_comparisons(
     """
     indices = [index for index, image_id in enumerate(dataset.image_ids) if int(image_id) in found]
     step = max(1, len(indices) // count) if count else len(indices) + 1
+    skeleton = Skeleton.of(dataset) if dataset.keypoint_names else None
     written = []
     for index in indices[::step][:count]:
         example = dataset.example(index)
@@ -89,7 +98,8 @@ def draw_comparisons(
         path = Path(folder) / f"{Path(dataset.file_name(index)).stem}.png"
         if path in written:  # two folders may hold files of one name
             path = path.with_name(f"{path.stem}_{example.image_id}.png")
-        picture = visualize.side_by_side(_image_of(example), example, detections, min_score=min_score)
+        options = {"min_score": min_score, "skeleton": skeleton}
+        picture = visualize.side_by_side(_image_of(example), example, detections, **options)
         visualize.save(picture, path)
         written.append(path)
     return written

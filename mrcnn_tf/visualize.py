@@ -1,6 +1,6 @@
 """Pictures of detections and ground truth, as arrays and files; no window and no pyplot state is involved.
 
-Shape letters: H W pixels of the image, h w pixels of the picture, N objects.
+Shape letters: H W pixels of the image, h w pixels of the picture, N objects, J keypoints.
 
 Pictures are uint8 RGB arrays [h, w, 3]. Small images are enlarged, so that names and scores can be read. The charts of
 `mrcnn_tf.charts` (`plot_history`, `plot_per_class`) are offered here as well.
@@ -26,8 +26,10 @@ from PIL import Image
 from mrcnn_tf import pasting
 from mrcnn_tf.charts import plot_history, plot_per_class
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.skeletons import INK, Skeleton, draw_skeleton
 
 __all__ = [
+    "Skeleton",
     "draw_detections",
     "draw_ground_truth",
     "grid",
@@ -46,7 +48,7 @@ LEAST_SIDE = 800  # pixels of a picture's longer side
 DPI = 100
 MOST_HIDDEN = 0.15  # share of any object's box that a label may cover
 FEW = 30  # objects that get their labels in any case
-INK = "#14181d"
+SKELETONS_ABOVE = 5_000  # all masks and boxes, in the order of drawing
 
 
 def draw_detections(
@@ -57,12 +59,15 @@ def draw_detections(
     colour_by: str = "instance",
     masks: bool = True,
     boxes: bool = True,
+    keypoints: bool = True,
     labels: bool = True,
     scores: bool = True,
+    skeleton: Skeleton | None = None,
+    min_keypoint: float = 0.0,
     scale: float | None = None,
     crowd: Sequence[bool] | None = None,
 ) -> np.ndarray:
-    """An image with the objects on it: translucent mask with its contour, box, name and score.
+    """An image with the objects on it: translucent mask with its contour, box, skeleton of keypoints, name and score.
 
     Labels are placed in descending order of score where they hide neither another label nor much of any object's
     box. Where it is too crowded for that, a label shrinks to its score; among very many objects it may be left out.
@@ -73,7 +78,10 @@ def draw_detections(
         detections: the objects, in the pixels of the image.
         min_score: draws nothing below.
         colour_by: "instance" (touching objects stay apart) or "class".
-        masks, boxes, labels, scores: what is drawn.
+        masks, boxes, keypoints, labels, scores: what is drawn.
+        skeleton: names and lines of the keypoints; by default COCO's where there are 17, else dots alone.
+        min_keypoint: keypoints are drawn whose third number is above: the network's logit, or ground truth's
+            visibility.
         scale: picture pixels per image pixel; by default images below 800 pixels are enlarged to that.
         crowd: [N] marks crowds, whose outlines are dashed.
 
@@ -81,7 +89,8 @@ def draw_detections(
         The picture [h, w, 3] uint8.
 
     Raises:
-        ValueError: an image of another size than the detections', no image at all, an unknown `colour_by`.
+        ValueError: an image of another size than the detections', no image at all, an unknown `colour_by`, a skeleton
+            of another number of keypoints.
     """
     if colour_by not in ("instance", "class"):
         raise ValueError(f"colour_by = {colour_by!r}: 'instance' or 'class'")
@@ -102,6 +111,9 @@ def draw_detections(
             canvas.mask(_outline(detections, index), colours[index], order, bool(crowd[index]))
         if boxes:
             canvas.box(corners[index], colours[index], order, bool(crowd[index]))
+        if keypoints and detections.keypoints is not None:
+            points = detections.keypoints[index]
+            canvas.skeleton(points, points[:, 2] > min_keypoint, skeleton, corners[index], colours[index], order)
     if labels:
         for index in np.argsort(-detections.scores, kind="stable"):
             name = detections.names[index] + (" (crowd)" if crowd[index] else "")
@@ -127,9 +139,9 @@ def side_by_side(image: Any, truth: Any, detections: Detections, **options: Any)
         image: as in `draw_detections`.
         truth: a `data.schema.Example`, or Detections.
         detections: the prediction.
-        options: those of `draw_detections`; `min_score` applies to the prediction.
+        options: those of `draw_detections`; `min_score` and `min_keypoint` apply to the prediction.
     """
-    shown = {name: value for name, value in options.items() if name != "min_score"}
+    shown = {name: value for name, value in options.items() if name not in ("min_score", "min_keypoint")}
     if isinstance(truth, Detections):
         left, count = draw_detections(image, truth, **{"scores": False, **shown}), len(truth)
     else:
@@ -218,6 +230,15 @@ class _Canvas:
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=self.line, **style)
         frame.set_path_effects([withStroke(linewidth=self.line + 1.4, foreground=INK, alpha=0.7)])
         self.axes.add_artist(frame)
+
+    def skeleton(
+        self, points: np.ndarray, shown: np.ndarray, skeleton: Skeleton | None, box: np.ndarray, colour: str, order: int
+    ) -> None:
+        # Dots shrink with their object, so that those of a small one do not run together.
+        extent = np.sqrt(np.prod(np.maximum((box[2:] - box[:2]) * self.factors, 0)))
+        size = float(np.clip(0.03 * extent, 2.2, 4.6 * self.line)) * 72 / DPI
+        skeleton = skeleton or Skeleton.of_count(len(points))
+        draw_skeleton(self.axes, points, shown, skeleton, colour, size, SKELETONS_ABOVE + order)
 
     def label(self, texts: Sequence[str], index: int, colour: str) -> None:
         """Puts the first of the texts that finds a place at box `index` where it hides little; none where none does.

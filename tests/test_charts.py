@@ -100,6 +100,19 @@ def test_bars_of_classes(tmp_path):
         charts.plot_per_class(per_class, metric="AP75")
 
 
+def test_keypoints_have_their_bars_and_curves():
+    def values(objects, box, keypoints):
+        return {"objects": objects, "images": 1, "box/AP": box, "keypoints/AP": keypoints}
+
+    (plot,) = charts.plot_per_class({"dog": values(1, 0.9, math.nan), "person": values(2, 0.5, 0.4)}).axes
+    assert [label.get_text() for label in plot.get_yticklabels()] == ["person  (2)", "dog  (1)"]
+    assert [text.get_text() for text in plot.texts] == ["0.50", "0.90", "0.40", "-"]
+    history = {"step": [1, 2], "keypoint_loss": [8.0, 6.0], "val_keypoints_AP": [0.1, 0.2]}
+    shown = panels(charts.plot_history(history))
+    assert curve(shown["Parts of the loss"], "keypoint") == ([1, 2], [8.0, 6.0])
+    assert curve(shown["Average precision (validation)"], "keypoints AP") == ([1, 2], [0.1, 0.2])
+
+
 def test_bars_of_boxes_alone_and_of_nothing():
     (plot,) = charts.plot_per_class({"cat": {"objects": 1, "box/AP": 0.5}}).axes
     assert len(plot.containers) == 1 and plot.get_legend() is None

@@ -274,7 +274,9 @@ class ProgressLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         shown = {
-            k: v for k, v in _numbers(logs).items() if k in self.SHOWN or k.startswith(("val_box_AP", "val_mask_AP"))
+            k: v
+            for k, v in _numbers(logs).items()
+            if k in self.SHOWN or k.startswith(("val_box_AP", "val_mask_AP", "val_keypoints_AP"))
         }
         values = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
         print(f"epoch {epoch + 1}/{self.progress.epochs} (step {self.progress.step}): {values}", flush=True)

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.errors import clear_data_errors
-from mrcnn_tf.data.pipeline import BatchPlan, evaluation_batches, training_batches
+from mrcnn_tf.data.pipeline import BatchPlan, check_keypoints, evaluation_batches, training_batches
+from mrcnn_tf.evaluation.coco import kinds_of
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.training import logs
 from mrcnn_tf.training.callbacks import GracefulStop, StopOnNonFinite, Throughput
@@ -23,7 +24,7 @@ from mrcnn_tf.training.checkpoints import UNFINISHED, Checkpoint, CheckpointStor
 from mrcnn_tf.training.distribution import global_batch_size, strategy
 from mrcnn_tf.training.identity import run_identity
 from mrcnn_tf.training.progress import Progress, fit_steps
-from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure, is_due
+from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure, columns, is_due
 from mrcnn_tf.weights.files import load_weights
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsReport
@@ -48,7 +49,8 @@ class TrainingResult:
         run_dir: the folder.
         steps: updates of the whole training, those before an interruption included.
         resumed_from: the step this call started at.
-        best_ap: the best mask AP (box AP without masks), of `best.weights.h5`; NaN without an evaluation.
+        best_ap: the best mask AP (keypoint AP without masks, box AP without either), of `best.weights.h5`; NaN
+            without an evaluation.
         best_step: the step it was reached at.
         weights: what became of the backbone weights, if some were loaded.
     """
@@ -118,7 +120,7 @@ def train(
         verbose: 0 silent, 1 a progress bar (lines of text where there is no terminal), 2 lines of text.
 
     Raises:
-        ConfigError: classes of config and data sets differ.
+        ConfigError: classes or keypoints of config and data sets differ.
         DataError: an image or record that cannot be used.
         DistributionError: see `distribution.strategy`.
         WeightsError: weights that do not fit.
@@ -169,6 +171,9 @@ def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
         raise ConfigError(
             f"the classes of {val_set.name} {tuple(val_set.class_names)} are not those of {train_set.name} {names}"
         )
+    for dataset in (train_set, val_set):
+        if dataset is not None:
+            check_keypoints(dataset, config)
     return config if config.class_names else config.replace(class_names=names)
 
 
@@ -256,7 +261,7 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
         measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
         measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
         run.checkpoint.evaluated = lambda epoch: is_due(progress, epoch, training.evaluate_every)
-        run.log.columns = list(CocoEvaluation.COLUMNS)
+        run.log.columns = columns(kinds_of(run.config, val_set))
     curves = logs.Curves(run.log, run.steps, run.run_dir / "pictures" / "curves.png")
     run.at_epoch_end = [*measured, run.log, run.board, curves, *shown, CloseEpoch(run.checkpoint)]
     every_step = [

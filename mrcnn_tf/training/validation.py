@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mrcnn_tf.training.progress import Progress
 
 logger = logging.getLogger("mrcnn_tf")
 
-KINDS = ("box", "mask")
+KINDS = ("box", "mask", "keypoints")
 MEASURES = ("AP", "AP50")
 PICTURES = 4
 
@@ -32,20 +32,20 @@ def is_due(progress: Progress, epoch: int, every: int) -> bool:
 
 
 class CocoEvaluation(keras.callbacks.Callback):
-    """COCO's box and mask AP every `every` epochs and at the end; the best weights are kept.
+    """COCO's AP of boxes, masks and keypoints every `every` epochs and at the end; the best weights are kept.
 
-    Adds `val_box_AP`, `val_box_AP50`, `val_mask_AP` and `val_mask_AP50` to the epoch's logs, so it comes before
-    the callbacks that write logs. An evaluation that fails is logged, and the training goes on.
+    Adds `val_box_AP`, `val_box_AP50` and, where they are measured, `val_mask_AP`, `val_keypoints_AP`, ... to the
+    epoch's logs, so it comes before the callbacks that write logs. An evaluation that fails is logged, and the training
+    goes on.
 
     Args:
         measure: gives an object with `metrics` {"box/AP": ..., "mask/AP50": ...} (an `Evaluation`) for a model.
-        run_dir: gets `best.weights.h5` (the best mask AP, or box AP where there are no masks) and
-            `evaluation.json` (all measures of the last evaluation).
+        run_dir: gets `best.weights.h5` (the best mask AP) and
+            `evaluation.json` (all measures of the last evaluation). Without masks, keypoint AP is the measure, and
+            box AP without either.
         progress: shared with the other callbacks.
         every: epochs between two evaluations.
     """
-
-    COLUMNS = tuple(f"val_{kind}_{name}" for kind in KINDS for name in MEASURES)
 
     def __init__(self, measure: Callable[[Any], Any], run_dir: str | Path, progress: Progress, every: int = 1):
         super().__init__()
@@ -81,7 +81,7 @@ class CocoEvaluation(keras.callbacks.Callback):
         logger.info("epoch %d: %s (in %.0f s)", epoch + 1, text, time.perf_counter() - started)
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
-        ap = metrics.get("mask/AP", metrics.get("box/AP", math.nan))
+        ap = next((metrics[name] for name in ("mask/AP", "keypoints/AP", "box/AP") if name in metrics), math.nan)
         best = self.progress.best_ap
         path = self.run_dir / "best.weights.h5"
         # AP is not a number where there is nothing to find; some weights are better than none.
@@ -89,6 +89,11 @@ class CocoEvaluation(keras.callbacks.Callback):
             return
         write_atomically(path, self.model.save_weights)
         self.progress.best_ap, self.progress.best_step = ap, self.progress.step
+
+
+def columns(kinds: Sequence[str]) -> list[str]:
+    """What `CocoEvaluation` adds to the logs where these kinds ("box", "mask", "keypoints") are measured."""
+    return [f"val_{kind}_{name}" for kind in kinds for name in MEASURES]
 
 
 class ValidationLosses(keras.callbacks.Callback):
@@ -128,7 +133,7 @@ def coco_measure(dataset, run_dir: str | Path, batch_size: int = 1, show: bool =
     """
 
     def measure(model):
-        from mrcnn_tf.evaluation.coco import evaluate_coco
+        from mrcnn_tf.evaluation.coco import evaluate_coco, kinds_of
         from mrcnn_tf.evaluation.detect import detect
 
         detections = detect(model, dataset, batch_size=batch_size, progress=show)
@@ -138,6 +143,7 @@ def coco_measure(dataset, run_dir: str | Path, batch_size: int = 1, show: bool =
             draw_comparisons(dataset, detections, Path(run_dir) / "pictures", PICTURES)
         except Exception:  # no picture is worth an evaluation
             logger.warning("the validation pictures could not be drawn", exc_info=True)
-        return evaluate_coco(dataset, detections, max_detections=model.config.detections.max_per_image)
+        limit, kinds = model.config.detections.max_per_image, kinds_of(model.config, dataset)
+        return evaluate_coco(dataset, detections, max_detections=limit, kinds=kinds)
 
     return measure

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.training.progress import Progress, fit_steps
-from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, is_due
+from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, columns, is_due
 from tests.support.stand_in import batches, stand_in
 from tests.support.tiny import tiny_config
 
@@ -82,11 +82,27 @@ def test_ap_goes_into_the_logs_and_the_best_weights_are_kept(tmp_path):
         "val_mask_AP": 0.5,
         "val_mask_AP50": 0.6,
     }
-    assert set(logs[0]) - {"loss"} == set(CocoEvaluation.COLUMNS)
+    assert list(logs[0])[1:] == columns(("box", "mask"))
     assert (progress.best_ap, progress.best_step) == (0.5, 8)
     model.load_weights(tmp_path / "best.weights.h5")
     np.testing.assert_array_equal(model.layers[-1].bias, [0.5, 0.5])
     assert json.loads((tmp_path / "evaluation.json").read_text())["mask/AP"] == 0.3  # the last one
+
+
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ({"box/AP": 0.9, "mask/AP": 0.2, "keypoints/AP": 0.5}, 0.2),
+        ({"box/AP": 0.9, "keypoints/AP": 0.5}, 0.5),
+        ({"box/AP": 0.9}, 0.9),
+    ],
+)
+def test_what_the_best_weights_are_best_in(tmp_path, measured, best):
+    callback, progress, _ = evaluation(tmp_path, [0.0], steps=4)
+    callback.measure = lambda model: Measured(metrics=measured)
+    (logs,) = ends(callback, progress, stand_in(tiny_config()))
+    assert progress.best_ap == best and (tmp_path / "best.weights.h5").exists()
+    assert logs == {"loss": 1.0, **{f"val_{name.replace('/', '_')}": value for name, value in measured.items()}}
 
 
 def test_a_failing_evaluation_is_logged_and_the_training_goes_on(tmp_path, caplog):
