@@ -1,6 +1,7 @@
 """Mask R-CNN for TensorFlow and Keras 3: the public face of the package."""
 
 from mrcnn_tf import presets, visualize, weights
+from mrcnn_tf.augmented import Augmentation, predict_augmented
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.coco import read_coco
 from mrcnn_tf.data.errors import DataError, Problems
@@ -25,6 +26,7 @@ from mrcnn_tf.weights.report import WeightsError
 __version__ = "0.1.0"
 
 __all__ = [
+    "Augmentation",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -48,6 +50,7 @@ __all__ = [
     "load",
     "load_backbone",
     "load_image",
+    "predict_augmented",
     "preset",
     "presets",
     "read_coco",

@@ -13,6 +13,9 @@ EXAMPLES = """examples:
   scripts/evaluate.py runs/first/model.keras --data val.json --images val/ --output results/
   scripts/evaluate.py quickstart --shapes 100
 
+  with several views of each image, slower and better:
+    scripts/evaluate.py runs/first --data val.json --images val/ --tta-scales 600,800,1000 --tta-flip
+
   crowded images, with more detections an image than COCO's 100:
     scripts/evaluate.py runs/cells --data val.json --images val/ detections.max_per_image=300
 
@@ -32,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--max-detections", type=int, metavar="N", help="detections an image that count (default: the model's limit)")
     add("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
+    _cli.add_augmentation(parser)
     _cli.add_overrides(parser)
     return parser.parse_intermixed_args()
 
@@ -62,6 +66,7 @@ def main() -> int:
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         pictures=arguments.pictures,
+        augmentation=_cli.augmentation(arguments, model.config.input.shorter_edge[-1]),
     )
     print(evaluation.table())
     _cli.print_problems(dataset)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="section.field=value",
         help="values of the configuration; see below",
     )
+    _cli.add_augmentation(parser)
     return parser.parse_args()
 
 
@@ -53,6 +55,10 @@ def main() -> int:
     # The network is asked for what is wanted, so that nothing is found in vain or hidden by its own threshold.
     overrides.setdefault("detections.score_threshold", min(arguments.score, 0.999))
     model = mrcnn_tf.load(arguments.model, **overrides)
+    views = _cli.augmentation(arguments, model.config.input.shorter_edge[-1])
+    predict = model.predict_images
+    if views is not None:
+        predict = functools.partial(mrcnn_tf.predict_augmented, model, **vars(views))
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     names = model.config.class_names or [f"class {number}" for number in range(1, model.config.num_classes + 1)]
@@ -65,7 +71,7 @@ def main() -> int:
     taken: set[Path] = set()
     for path in paths:
         try:
-            detections = model.predict_images([path])[0]
+            detections = predict([path])[0]
         except mrcnn_tf.DataError as error:
             if not arguments.skip_bad:
                 raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -113,9 +114,17 @@ def training_batches(
     exactly as if it had not been interrupted. Images that cannot be read raise, or, in a data set read
     with skip_bad, are counted in its `problems` and replaced by the next of the plan.
 
+    With `config.training.accumulate` a step takes that many batches; together they hold the images of the step that
+    one large batch would have.
+
     Args:
         batch_size: images of the whole (global) batch; a `tf.distribute` strategy splits it.
-        plan: the plan to follow, for a caller who wants to ask it for image ids.
+        start_step, steps: counted in steps, not batches.
+        plan: the plan to follow, for a caller who wants to ask it for image ids; of the images of a step.
+
+    Returns:
+        The batches. Their method `part(machine, machines, devices)` gives what one of several machines is to load:
+        batches of one device, for each of its devices in turn.
 
     Raises:
         ConfigError: the data set's keypoints are not those of the model.
@@ -125,12 +134,21 @@ def training_batches(
     check_keypoints(dataset, config)
     if "keypoints" in config.branches and not dataset.keypoint_names:
         logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
-    plan = plan or BatchPlan(dataset, batch_size, seed, config.data.drop_empty)
+    plan = plan or BatchPlan(dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty)
     loader = _TrainingLoader(dataset, config, plan, seed)
-    positions = tf.data.Dataset.counter(start=start_step * batch_size, dtype=tf.int64)
-    if steps is not None:
-        positions = positions.take(steps * batch_size)
-    return _batches(positions, loader, config, batch_size)
+    first = start_step * plan.batch_size
+
+    def part(machine: int = 0, machines: int = 1, devices: int = 1) -> tf.data.Dataset:
+        own = batch_size // machines
+        counter = tf.data.Dataset.counter(dtype=tf.int64)
+        if steps is not None:
+            counter = counter.take(steps * plan.batch_size // machines)
+        positions = counter.map(lambda place: first + place // own * batch_size + machine * own + place % own)
+        return _batches(positions, loader, config, own // devices)
+
+    batches = part()
+    batches.part = part
+    return batches
 
 
 def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) -> tf.data.Dataset:
@@ -146,6 +164,21 @@ def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) ->
     loader = _EvaluationLoader(dataset, config)
     positions = tf.data.Dataset.range(len(dataset))
     return _batches(positions, loader, config, batch_size, drop_unreadable=dataset.skip_bad)
+
+
+def evaluation_images(dataset: Dataset, config: Config) -> Iterator[tuple[int, np.ndarray]]:
+    """(image id, the image [H, W, C] in its own pixels) of every image, in order.
+
+    Images that cannot be read raise, or, in a data set read with skip_bad, are counted in its `problems` and left out.
+
+    Raises:
+        DataError: so it is.
+    """
+    loader = _Loader(dataset, config)
+    for index in range(len(dataset)):
+        read = loader.read(index)
+        if read is not None:
+            yield int(read[0].image_id), read[1]
 
 
 def check_keypoints(dataset: Dataset, config: Config) -> None:
@@ -210,20 +243,26 @@ class _Loader:
         self._config = config
         self._mirrored = mirrored_keypoints(config.keypoint_head.names)
 
-    def _read(self, index: int) -> tuple[Example, np.ndarray] | None:
+    def read(self, index: int) -> tuple[Example, np.ndarray] | None:
         """The record and its image; None where it cannot be read and may be skipped."""
         try:
             example = self._dataset.example(index)
             source = example.path if example.pixels is None else example.pixels
-            image = load_image(source, self._config.input.channels, example.size, example.source)
+            return example, load_image(source, self._config.input.channels, example.size, example.source)
         except DataError as error:
-            if self._dataset.skip_bad:
-                key = ("image", int(self._dataset.image_ids[index]))
-                self._dataset.problems.add(error.kind, str(error), key=key)
-                return None
+            if not self._dataset.skip_bad:
+                raise
+            key = ("image", int(self._dataset.image_ids[index]))
+            self._dataset.problems.add(error.kind, str(error), key=key)
+            return None
+
+    def _read(self, index: int) -> tuple[Example, np.ndarray] | None:
+        """As `read`, for `tf.data`."""
+        try:
+            return self.read(index)
+        except DataError as error:
             # The kind travels in the text, the only thing that TensorFlow keeps of an error.
             raise DataError(f"[{error.kind}] {error}", error.kind) from None
-        return example, image
 
     def _arrays(self, example: Example, image: np.ndarray, view: View) -> tuple:
         config = self._config

@@ -5,18 +5,25 @@ Shape letters: B images, H W pixels of the network's input, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from mrcnn_tf.augmented import Augmentation, detect_augmented
 from mrcnn_tf.data.errors import clear_data_errors
-from mrcnn_tf.data.pipeline import evaluation_batches
+from mrcnn_tf.data.pipeline import evaluation_batches, evaluation_images
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
 
 
-def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True) -> dict[int, Detections]:
+def detect(
+    model: Any,
+    dataset: Any,
+    batch_size: int = 1,
+    progress: bool = True,
+    augmentation: Augmentation | None = None,
+) -> dict[int, Detections]:
     """Runs a model on every image of a data set.
 
     Masks are kept as RLE, some 200 bytes each, so the whole of COCO fits in memory.
@@ -27,6 +34,7 @@ def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True)
         dataset: a data set (`data.schema.Dataset`) of the model's classes.
         batch_size: images at once.
         progress: shows a progress bar (on the standard error).
+        augmentation: looks at each image several times (see `mrcnn_tf.augmented`), one image at a time; for a MaskRCNN.
 
     Returns:
         Image id to Detections in the original image's pixels. Images that could not be read (where the data set
@@ -39,15 +47,28 @@ def detect(model: Any, dataset: Any, batch_size: int = 1, progress: bool = True)
     if len(dataset.class_names) != model.config.num_classes:
         counts = f"the data set has {len(dataset.class_names)} classes, the model {model.config.num_classes}"
         raise ValueError(f"{counts}: evaluate on the data set that it was trained for")
-    infer = inference_function(model)
-    rules = (model.config.detections.mask_threshold, model.config.detections.paste)
+    if augmentation is None:
+        results = _batchwise(model, dataset, batch_size)
+    else:
+        results = _augmented(model, dataset, augmentation)
     found: dict[int, Detections] = {}
     with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
-        for batch in evaluation_batches(dataset, model.config, batch_size):
-            outputs = infer({"image": batch["image"], "image_size": batch["image_size"]})
-            sizes = (batch["image_size"].numpy(), batch["original_size"].numpy())
-            results = Detections.from_batch(outputs, *sizes, dataset.class_names, *rules)
-            ids = np.asarray(batch["image_id"]).tolist()
-            found.update((image_id, result.compact()) for image_id, result in zip(ids, results, strict=True))
-            bar.update(len(ids))
+        for image_id, detections in results:
+            found[image_id] = detections.compact()
+            bar.update()
     return found
+
+
+def _batchwise(model: Any, dataset: Any, batch_size: int) -> Iterator[tuple[int, Detections]]:
+    infer = inference_function(model)
+    rules = (model.config.detections.mask_threshold, model.config.detections.paste)
+    for batch in evaluation_batches(dataset, model.config, batch_size):
+        outputs = infer({"image": batch["image"], "image_size": batch["image_size"]})
+        sizes = (batch["image_size"].numpy(), batch["original_size"].numpy())
+        results = Detections.from_batch(outputs, *sizes, dataset.class_names, *rules)
+        yield from zip(batch["image_id"].numpy().tolist(), results, strict=True)
+
+
+def _augmented(model: Any, dataset: Any, augmentation: Augmentation) -> Iterator[tuple[int, Detections]]:
+    for image_id, image in evaluation_images(dataset, model.config):
+        yield image_id, detect_augmented(model, image, augmentation, dataset.class_names)

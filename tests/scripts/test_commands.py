@@ -68,6 +68,19 @@ def test_evaluate_counts_as_many_detections_as_it_is_told(data, run_dir, tmp_pat
     assert json.loads((tmp_path / "evaluation.json").read_text())["max_detections"] == 3
 
 
+def test_several_views_of_each_image(data, run_dir, tmp_path, capsys):
+    views = ["--tta-scales", "48,64", "--tta-flip"]
+    arguments = ["--data", data, "--images", data.parent, "--output", tmp_path, "--pictures", 0, *views]
+    assert run_command("evaluate", run_dir, *arguments, "detections.score_threshold=0.0") == 0
+    assert {record["image_id"] for record in json.loads((tmp_path / "results.json").read_text())} == {1, 2, 3, 4}
+    image, found = data.parent / "1.png", tmp_path / "found"
+    assert run_command("predict", run_dir, image, "--output", found, "--score", 0, *views) == 0
+    assert len(json.loads((found / "detections.json").read_text())["annotations"]) == 8
+    capsys.readouterr()
+    assert run_command("predict", run_dir, image, "--output", found, "--tta-scales", "tall") == 2
+    assert "--tta-scales tall" in capsys.readouterr().err
+
+
 def test_predict_draws_and_writes_coco(data, run_dir, tmp_path, capsys):
     photos = tmp_path / "photos"
     (photos / "more").mkdir(parents=True)
