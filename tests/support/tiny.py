@@ -45,5 +45,5 @@ def random_batch(images: int, height: int = 64, width: int = 64, objects: int = 
 def calm(model) -> None:
     """Scales the last norm of every block down, so that a random network with frozen norms stays bounded."""
     for layer in model.layers:
-        if layer.name.startswith("res") and layer.name.endswith(("conv2", "shortcut")):
+        if layer.name.startswith("res") and layer.name.endswith(("conv2", "conv3", "shortcut")):
             layer.norm.gamma.assign(0.3 * np.ones(layer.norm.gamma.shape))
