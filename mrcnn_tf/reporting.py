@@ -14,7 +14,6 @@ import numpy as np
 
 from mrcnn_tf import visualize
 from mrcnn_tf.augmented import Augmentation
-from mrcnn_tf.augmented import Augmentation
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.detections import Detections
@@ -49,7 +48,6 @@ def evaluation_report(
         pictures: how many images are drawn, evenly spread over the data set.
         picture_score: detections below are not drawn.
         progress: shows a progress bar; None does so on a terminal.
-        augmentation: several views of each image, see `detect`.
         augmentation: several views of each image, see `detect`.
 
     Raises:
