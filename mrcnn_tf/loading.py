@@ -18,7 +18,7 @@ from mrcnn_tf.weights.download import fetch
 from mrcnn_tf.weights.files import load_weights, read_header
 from mrcnn_tf.weights.public import ENDINGS, PublicFile, following, read_public
 from mrcnn_tf.weights.report import WeightsError
-from mrcnn_tf.weights.transfer import transfer
+from mrcnn_tf.weights.transfer import layers_to_start_anew, transfer, warn_anew
 
 BEST, LAST, CONFIG = "best.weights.h5", "model.keras", "config.json"
 DATASETS = ("coco", "imagenet")
@@ -56,11 +56,13 @@ class _Found:
         config: the network that they are of; None where their file does not say it.
         fill: sets a model of that network to them.
         model: such a model, where there is one already.
+        fill_but: sets a model to them, save the layers that are named.
     """
 
     config: Config | None
     fill: Callable[[MaskRCNN], None] | None = None
     model: MaskRCNN | None = None
+    fill_but: Callable[[MaskRCNN, list[str]], None] | None = None
 
 
 def load(
@@ -172,7 +174,8 @@ def _of_public(name: str, config: Config, file: PublicFile, classes: _Classes, c
             raise ConfigError(f"class_map takes classes over from weights, but {file.path.name} is a backbone without")
         return _filled(_Found(classes.of(config).replace(**changes), file.fill), None, None)
     config = _with_classes_of(file.config, config, name)
-    return _filled(_Found(file.config, file.fill), classes.of(config).replace(**changes), classes.map)
+    found = _Found(file.config, file.fill, fill_but=file.fill)
+    return _filled(found, classes.of(config).replace(**changes), classes.map)
 
 
 def _with_classes_of(trained: Config, config: Config, name: str) -> Config:
@@ -235,10 +238,16 @@ def _load_keras(path: Path) -> MaskRCNN:
 def _filled(found: _Found, config: Config | None, class_map: Mapping[str, str] | None) -> MaskRCNN:
     """A model of `config` (None: of the weights' own) with the weights, as far as the two have the same classes."""
     config = found.config if config is None else config
-    shapes = [name for name, *_ in compare.shapes(found.config, config) if not name.endswith(".norm")]
-    if found.model is None and class_map is None and not shapes:
+    other = {name for name, *_ in compare.shapes(found.config, config) if not name.endswith(".norm")}
+    if found.model is None and class_map is None and not other:
         model = MaskRCNN(config)
         found.fill(model)
+        return model
+    if found.fill_but is not None and class_map is None and other <= {"num_classes", "keypoints"}:
+        model = MaskRCNN(config)  # without another one for the weights: the larger networks fill gigabytes
+        anew = layers_to_start_anew(found.config, config, model)
+        found.fill_but(model, anew)
+        warn_anew(found.config, config, model, anew)
         return model
     source = found.model
     if source is None:

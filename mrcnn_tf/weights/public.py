@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ class PublicFile:
     config: Config
     is_backbone: bool
 
-    def fill(self, model: Any) -> None:
-        """Sets `model` to the tensors; the layers that there are none for are marked as started anew."""
-        report = assign(model, self.tensors, self.source)
+    def fill(self, model: Any, skip: Sequence[str] = ()) -> None:
+        """Sets `model` to the tensors, save the layers `skip`; what is left as drawn is marked as started anew."""
+        report = assign(model, self.tensors, self.source, skip)
         loaded = {path.split("/")[0] for path in report.loaded}
         untrained.mark(model, [layer for layer in untrained.layer_names(model) if layer not in loaded])
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_tf import untrained
+from mrcnn_tf.config import Config
 from mrcnn_tf.weights import compare
 from mrcnn_tf.weights.report import WeightsError
 
@@ -55,23 +56,24 @@ def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = Non
     pairs = None if class_map is None else class_rows(then.class_names, now.class_names, class_map)
     if pairs is None and then.num_classes == now.num_classes:
         pairs = [(place, place) for place in range(now.num_classes)]
-    values = {weight.path: weight.numpy() for weight in source.weights}
+    values = {weight.path: weight for weight in source.weights}
     anew: set[str] = set()
     for weight in target.weights:
         layer = weight.path.split("/")[0]
         old = values.get(weight.path)
-        if old is None or layer in KEYPOINT_LAYERS and old.shape != tuple(weight.shape):
+        same = old is not None and tuple(old.shape) == tuple(weight.shape)
+        if old is None or layer in KEYPOINT_LAYERS and not same:
             anew.add(layer)
         elif layer in CLASS_LAYERS:
-            weight.assign(_with_rows(layer, weight.numpy(), old, pairs or []))
+            weight.assign(_with_rows(layer, weight.numpy(), old.numpy(), pairs or []))
             if len(pairs or []) < now.num_classes:
                 anew.add(layer)
-        elif old.shape == tuple(weight.shape):
+        elif same:
             weight.assign(old)
         else:
-            raise WeightsError(f"{weight.path} has {old.shape} there, {tuple(weight.shape)} here")
+            raise WeightsError(f"{weight.path} has {tuple(old.shape)} there, {tuple(weight.shape)} here")
     untrained.mark(target, {*anew, *getattr(source, "anew_layers", ())})
-    _warn(then, now, [name for name in target.anew_layers if name in anew], pairs or [], target)
+    warn_anew(then, now, target, [name for name in target.anew_layers if name in anew], pairs or [])
     return target.anew_layers
 
 
@@ -116,8 +118,25 @@ def _with_rows(layer: str, new: np.ndarray, old: np.ndarray, pairs: Sequence[tup
     return value
 
 
-def _warn(then: Any, now: Any, anew: list[str], pairs: Sequence[tuple[int, int]], target: Any) -> None:
-    """One warning that names all that started anew, and why."""
+def layers_to_start_anew(then: Config, now: Config, model: Any) -> list[str]:
+    """The layers of `model`, of the configuration `now`, that weights of `then` do not fit for their classes' sake."""
+    layers = CLASS_LAYERS if then.num_classes != now.num_classes else ()
+    if len(then.keypoint_head.names) != len(now.keypoint_head.names):
+        layers = (*layers, *KEYPOINT_LAYERS)
+    return [layer for layer in layers if layer in untrained.layer_names(model)]
+
+
+def warn_anew(
+    then: Config, now: Config, target: Any, anew: Sequence[str], pairs: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Logs one warning that names all layers of `target` that started anew, and why.
+
+    Args:
+        then, now: the configuration of the weights, and that of `target`.
+        target: the model.
+        anew: the layers.
+        pairs: the classes that were taken over, as `class_rows` gives them.
+    """
     if not anew:
         return
     reasons = []
