@@ -3,6 +3,7 @@
 from mrcnn_tf import presets, visualize, weights
 from mrcnn_tf.augmented import Augmentation, predict_augmented
 from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.data.cityscapes import read_cityscapes
 from mrcnn_tf.data.coco import read_coco
 from mrcnn_tf.data.errors import DataError, Problems
 from mrcnn_tf.data.images import load_image
@@ -10,6 +11,8 @@ from mrcnn_tf.data.pipeline import evaluation_batches, training_batches
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.evaluation.cityscapes import read_cityscapes_results, write_cityscapes_results
+from mrcnn_tf.evaluation.cityscapes_measure import CityscapesEvaluation, evaluate_cityscapes
 from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco
 from mrcnn_tf.evaluation.detect import detect
 from mrcnn_tf.export import export
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Augmentation",
     "CheckpointError",
+    "CityscapesEvaluation",
     "Config",
     "ConfigError",
     "DataError",
@@ -43,6 +47,7 @@ __all__ = [
     "TrainingResult",
     "WeightsError",
     "detect",
+    "evaluate_cityscapes",
     "evaluate_coco",
     "evaluation_batches",
     "evaluation_report",
@@ -53,6 +58,8 @@ __all__ = [
     "predict_augmented",
     "preset",
     "presets",
+    "read_cityscapes",
+    "read_cityscapes_results",
     "read_coco",
     "shapes",
     "strategy",
@@ -60,4 +67,5 @@ __all__ = [
     "training_batches",
     "visualize",
     "weights",
+    "write_cityscapes_results",
 ]

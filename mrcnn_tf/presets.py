@@ -17,8 +17,24 @@ from mrcnn_tf.paper_presets import PAPER
 # Small pictures, small objects: a side of 8 to 128 pixels.
 _SMALL_ANCHORS = {"sizes": ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))}
 
+# Appendix A: the shorter edge drawn from 800 to 1024 pixels, measured at 1024, one image on each of 8 GPUs.
+_CITYSCAPES = {
+    "num_classes": 8,
+    "class_names": ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    "input": {"shorter_edge": (800, 832, 864, 896, 928, 960, 992, 1024), "longer_edge": 2048},
+}
+_CITYSCAPES_TRAINING = {"images_per_device": 1, "learning_rate": 0.01, "reference_batch": 8}
+
 _PRESETS: dict[str, tuple[str, dict]] = {
     **PAPER,
+    "cityscapes": (
+        "Mask R-CNN ResNet-50-FPN for Cityscapes from ImageNet weights (table 7)",
+        {**_CITYSCAPES, "training": {**_CITYSCAPES_TRAINING, "steps": 24_000, "decay_steps": (18_000,)}},
+    ),
+    "cityscapes_from_coco": (
+        "Mask R-CNN ResNet-50-FPN for Cityscapes from COCO weights (table 7)",
+        {**_CITYSCAPES, "training": {**_CITYSCAPES_TRAINING, "steps": 4_000, "decay_steps": (3_000,)}},
+    ),
     "nucleus": (
         "ResNet-50-FPN for small, crowded objects in small images, in 400 steps",
         {

@@ -35,6 +35,8 @@ PRESETS = """presets:
   keypoint_rcnn_r50_fpn_roipool  ResNet-50-FPN for boxes and keypoints by RoIPool (table 6) of persons (section 5)
   mask_rcnn_r50_fpn_1x           Mask R-CNN ResNet-50-FPN, 90,000 steps at 800 pixels
   mask_rcnn_r50_fpn_3x           Mask R-CNN ResNet-50-FPN, 270,000 steps at 640 to 800 pixels
+  cityscapes                     Mask R-CNN ResNet-50-FPN for Cityscapes from ImageNet weights (table 7)
+  cityscapes_from_coco           Mask R-CNN ResNet-50-FPN for Cityscapes from COCO weights (table 7)
   nucleus                        ResNet-50-FPN for small, crowded objects in small images, in 400 steps
   coco_mini                      ResNet-50-FPN at 384 pixels, to learn a handful of COCO images by heart
   shapes                         a small network for the shapes data set: minutes on two cores, from nothing"""
