@@ -27,6 +27,8 @@ from mrcnn_tf.config_stages import (
 )
 from mrcnn_tf.config_values import ConfigError, build, check, merge
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -48,7 +50,8 @@ class TrainingConfig:
     """Optimiser and schedule (section 3.1: SGD .02 for 16 images, .9, 1e-4, a tenth at 120k of 160k).
 
     `learning_rate` belongs to a global batch of `reference_batch` images and is scaled linearly with
-    the batch really used; `reference_batch` 0 takes it as it is.
+    the batch really used; `reference_batch` 0 takes it as it is. An update takes `accumulate` micro-batches one after
+    the other; its batch is that of all of them. `precision` is one of `PRECISIONS`.
     """
 
     steps: int = 160_000
@@ -63,18 +66,21 @@ class TrainingConfig:
     decay_steps: tuple[int, ...] = (120_000,)
     decay_factor: float = 0.1
     clip_norm: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
     steps_per_epoch: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "images_per_device"):
+        for name in ("steps", "images_per_device", "accumulate"):
             check(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("reference_batch", "warmup_steps", "clip_norm", "weight_decay", "steps_per_epoch"):
             check(getattr(self, name) >= 0, self, name, "not negative")
         for name in ("evaluate_every", "checkpoint_every", "seed"):
             check(getattr(self, name) >= 0, self, name, "not negative (0 switches it off or leaves it to the default)")
+        check(self.precision in PRECISIONS, self, "precision", f"one of {', '.join(PRECISIONS)}")
         check(self.learning_rate > 0, self, "learning_rate", "positive")
         check(0 <= self.momentum < 1, self, "momentum", "in [0, 1)")
         check(0 <= self.warmup_start <= 1, self, "warmup_start", "a share of the learning rate in [0, 1]")

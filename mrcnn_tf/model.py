@@ -22,8 +22,9 @@ from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
-from mrcnn_tf.optimizer import make_optimizer
+from mrcnn_tf.optimizer import SGD, make_optimizer
 from mrcnn_tf.stages import Stages
+from mrcnn_tf.stepping import has_machines, shared_out, step_function
 from mrcnn_tf.weights.files import is_own, load_weights, save_weights
 
 INFERENCE_INPUTS = ("image", "image_size")
@@ -78,40 +79,65 @@ class MaskRCNN(keras.Model):
         """Keras' `compile`; without an optimiser, the one that `config.training` describes.
 
         Args:
-            optimizer: any Keras optimiser.
-            global_batch: images per step over all devices, for the learning rate's linear scaling.
+            optimizer: any Keras optimiser. In mixed_float16 on several devices, Keras' own corrupt the weights.
+            global_batch: images of a batch over all devices, for the learning rate's linear scaling.
         """
         # XLA has no CropAndResize, which Keras' "auto" could not know.
         kwargs.setdefault("jit_compile", False)
         with self.distribute_strategy.scope():
             if optimizer is None:
                 optimizer = make_optimizer(self.config.training, global_batch)
+            if isinstance(optimizer, SGD):
+                kwargs.setdefault("auto_scale_loss", False)  # it scales by itself
             super().compile(optimizer=optimizer, **kwargs)
             self.optimizer.build(self.trainable_variables)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Everything is built already; Keras would add up a first batch over the replicas to find out."""
 
+    def fit(self, x=None, *args, **kwargs):
+        """Keras' `fit`, by `mrcnn_tf.training_batches`: a step is an update and takes `optimizer.accumulate` batches.
+
+        On several machines each loads its own part of them.
+        """
+        return super().fit(shared_out(x, self.distribute_strategy), *args, **kwargs)
+
     def make_train_function(self, force: bool = False):
         """Keras calls this whenever `fit` begins."""
         untrained.clear(self)
-        return super().make_train_function(force)
+        batches = getattr(self.optimizer, "accumulate", 1)
+        if batches == 1 and not has_machines(self.distribute_strategy):
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            give_up = getattr(self.optimizer, "forget_micro_batches", None)
+            self.train_function = step_function(
+                self.distribute_strategy, self.train_step, batches, give_up, self.run_eagerly
+            )
+
+    def make_test_function(self, force: bool = False):
+        """Keras calls this whenever `evaluate` begins."""
+        if not has_machines(self.distribute_strategy):
+            return super().make_test_function(force)
+        if self.test_function is None or force:
+            self.test_function = step_function(self.distribute_strategy, self.test_step, eager=self.run_eagerly)
 
     @property
     def metrics(self) -> list:
         return self._trackers
 
     def train_step(self, data: dict) -> dict:
-        """One update; the logs are this step's losses, averaged over an epoch by Keras.
+        """One batch, and at the end of each update's last one the update; the logs are averaged over an epoch by Keras.
 
         Every loss is a sum divided by its count over all replicas, and the random samples come from
-        each image's id and the step: how a global batch is split changes nothing.
+        each image's id and the step: how a global batch is split over devices changes nothing. Of an update's
+        micro-batches each has its own counts, as each device has in the published implementations: the update is
+        that of one large batch where the counts are equal.
         """
         step = tf.cast(self.optimizer.iterations, tf.int32)
         with tf.GradientTape() as tape:
             outputs = self.training_graph(self._training_inputs(data, step), training=True)
             shares = _global_losses(outputs, self.config)
-            total = tf.add_n(list(shares.values()))
+            total = self.optimizer.scale_loss(tf.add_n(list(shares.values())))
         variables = self.trainable_variables
         self.optimizer.apply(tape.gradient(total, variables), variables)
         return self._update_logs(shares, outputs)
