@@ -52,10 +52,11 @@ def synchronized_norm(
 
         def gradient(upstream, *of_statistics):
             """(Ioffe and Szegedy 2015), with the sums taken over the replicas."""
-            normal = distances * inverse
-            of_gamma, of_beta = tf.reduce_sum(upstream * normal, AXES), tf.reduce_sum(upstream, AXES)
+            of_gamma = tf.reduce_sum(upstream * distances, AXES) * inverse
+            of_beta = tf.reduce_sum(upstream, AXES)
             common = _sum_over_replicas(tf.concat([of_gamma, of_beta], axis=0)) / total
-            of_inputs = gamma * inverse * (upstream - common[channels:] - normal * common[:channels])
+            scale, slope = gamma * inverse, gamma * inverse * inverse * common[:channels]
+            of_inputs = scale * upstream - (slope * distances + scale * common[channels:])
             return of_inputs, of_gamma, of_beta
 
         return (distances * (gamma * inverse) + beta, mean, variance), gradient
