@@ -22,7 +22,9 @@ CONVENTIONS = (
     "anchors.rounded",
     "anchors.stride_rule",
     "roi.layer",
+    "roi.reduce",
     "roi.half_pixel",
+    "roi.canonical_size",
     "box_head.res5_stride",
     "box_head.delta_weights",
 )
@@ -50,9 +52,15 @@ def shape_values(config: Config) -> dict[str, Any]:
         values["fpn.channels"] = config.fpn.channels
         norms["fpn"] = config.fpn.norm
     if "mask" in config.branches:
-        values["mask_head.convs"] = config.mask_head.convs
-        values["mask_head.deconv"] = config.mask_head.deconv
-        norms["mask_head"] = config.mask_head.norm
+        values["mask_head.fc"] = config.mask_head.fc
+        values["mask_head.activation"] = config.mask_head.activation
+        values["mask_head.class_agnostic"] = config.mask_head.class_agnostic
+        if config.mask_head.fc:
+            values["mask_head.pool"] = config.mask_head.pool
+        else:
+            values["mask_head.convs"] = config.mask_head.convs
+            values["mask_head.deconv"] = config.mask_head.deconv
+            norms["mask_head"] = config.mask_head.norm
     if "keypoints" in config.branches:
         values["keypoint_head.convs"] = config.keypoint_head.convs
         values["keypoints"] = len(config.keypoint_head.names)

@@ -1,9 +1,11 @@
 """Weights from one model to another of other classes or keypoints: what both have is taken, the rest starts anew.
 
-Shape letters: K classes, F features, C channels.
+Shape letters: K classes, F features, C channels, M mask side.
 
 The layers that depend on the classes keep them last: `box_classes` [F, K + 1] with the background first, `box_deltas`
-[F, 4 K] with four for each class, `mask_logits` [1, 1, C, K]; each with a bias of that length.
+[F, 4 K] with four for each class, `mask_logits` [1, 1, C, K]; each with a bias of that length. The paper's other mask
+branches: with a softmax the background comes first there too; a perceptron's has [F, M M K]; one mask for all classes
+does not depend on them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ logger = logging.getLogger("mrcnn_tf")
 
 CLASS_LAYERS = ("box_classes", "box_deltas", "mask_logits")
 KEYPOINT_LAYERS = ("keypoint_deconv",)
-MAY_DIFFER = ("num_classes", "branches", "keypoints")
+COUNTS = ("num_classes", "branches", "keypoints")
+BRANCHES = {"mask_head": "mask", "keypoint_head": "keypoints"}  # by section of the configuration
 
 
 def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -49,7 +52,7 @@ def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = Non
     wrong = [
         f"{name} is {old!r} there, {new!r} here"
         for name, old, new in compare.shapes(then, now)
-        if name not in MAY_DIFFER and None not in (old, new)  # a branch that one of them has not
+        if name not in COUNTS and not _is_of_one_only(name, then, now)
     ]
     if wrong:
         raise WeightsError(f"the weights do not fit the model: {'; '.join(wrong)}")
@@ -64,8 +67,9 @@ def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = Non
         same = old is not None and tuple(old.shape) == tuple(weight.shape)
         if old is None or layer in KEYPOINT_LAYERS and not same:
             anew.add(layer)
-        elif layer in CLASS_LAYERS:
-            weight.assign(_with_rows(layer, weight.numpy(), old.numpy(), pairs or []))
+        elif layer in class_layers(now):
+            outputs = (_outputs(layer, then), _outputs(layer, now))
+            weight.assign(_with_rows(layer, weight.numpy(), old.numpy(), outputs, pairs or []))
             if len(pairs or []) < now.num_classes:
                 anew.add(layer)
         elif same:
@@ -105,22 +109,53 @@ def _place(name: str, names: Sequence[str], whose: str) -> int:
     raise WeightsError(f"class_map: '{name}' is no class of {whose}; {hint}")
 
 
-def _with_rows(layer: str, new: np.ndarray, old: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """`new` [..., outputs] with the outputs of the classes in `pairs`, and of the background, taken from `old`."""
+def class_layers(config: Config) -> tuple[str, ...]:
+    """The layers that depend on the classes."""
+    return CLASS_LAYERS[:2] if config.mask_head.class_agnostic else CLASS_LAYERS
+
+
+def _is_of_one_only(name: str, then: Config, now: Config) -> bool:
+    """Whether a value is of a branch that only one of two networks has."""
+    branch = BRANCHES.get(name.split(".")[0])
+    return branch is not None and not (branch in then.branches and branch in now.branches)
+
+
+def _outputs(layer: str, config: Config) -> tuple[int, int]:
+    """How many outputs of a layer the background has, which are the first, and how many all classes and it have."""
+    if layer == "box_deltas":
+        return 0, 4 * config.num_classes
+    background = int(layer == "box_classes" or config.mask_head.activation == "softmax")
+    return background, background + config.num_classes
+
+
+def _with_rows(
+    layer: str,
+    new: np.ndarray,
+    old: np.ndarray,
+    outputs: tuple[tuple[int, int], tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    """`new` with the outputs of the classes in `pairs`, and of the background, taken from `old`.
+
+    `outputs` are those of the layer in the old network and the new; where there are more, they repeat (a perceptron's
+    for each pixel).
+    """
+    if not pairs:
+        return new
     width = 4 if layer == "box_deltas" else 1
-    first = 1 if layer == "box_classes" else 0
-    value = new.copy()
-    if pairs:
-        value[..., :first] = old[..., :first]
-    for ours, theirs in pairs:
-        start, begin = first + ours * width, first + theirs * width
-        value[..., start : start + width] = old[..., begin : begin + width]
-    return value
+    (first, count), (_, new_count) = outputs
+    value = new.reshape(*new.shape[:-1], -1, new_count).copy()
+    theirs = old.reshape(*old.shape[:-1], -1, count)
+    value[..., :first] = theirs[..., :first]
+    for to, origin in pairs:
+        start, begin = first + to * width, first + origin * width
+        value[..., start : start + width] = theirs[..., begin : begin + width]
+    return value.reshape(new.shape)
 
 
 def layers_to_start_anew(then: Config, now: Config, model: Any) -> list[str]:
     """The layers of `model`, of the configuration `now`, that weights of `then` do not fit for their classes' sake."""
-    layers = CLASS_LAYERS if then.num_classes != now.num_classes else ()
+    layers = class_layers(now) if then.num_classes != now.num_classes else ()
     if len(then.keypoint_head.names) != len(now.keypoint_head.names):
         layers = (*layers, *KEYPOINT_LAYERS)
     return [layer for layer in layers if layer in untrained.layer_names(model)]

@@ -172,6 +172,9 @@ def test_shapes_depend_on_these_values():
     people = base.replace(branches=("keypoints",))
     assert [name for name, *_ in compare.shapes(base, people)] == [
         "branches",
+        "mask_head.fc",
+        "mask_head.activation",
+        "mask_head.class_agnostic",
         "mask_head.convs",
         "mask_head.deconv",
         "mask_head.norm",

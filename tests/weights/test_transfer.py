@@ -6,6 +6,8 @@ import pytest
 
 from mrcnn_tf import untrained
 from mrcnn_tf.presets import preset
+from mrcnn_tf.weights import compare
+from mrcnn_tf.weights import transfer as transfers
 from mrcnn_tf.weights.report import WeightsError
 from mrcnn_tf.weights.transfer import class_rows, transfer
 
@@ -138,3 +140,34 @@ def test_another_network_is_refused_with_the_values_that_differ():
         "the weights do not fit the model: backbone.name is 'resnet18' there, 'resnet34' here; "
         "box_head.fc is (3,) there, (4,) here"
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "shapes"),
+    [
+        ({"activation": "softmax"}, ((1, 1, 5, 4), (1, 1, 5, 3))),  # the background first
+        ({"fc": (6,)}, ((6, 4 * 3), (6, 4 * 2))),  # 2 x 2 pixels, the classes of each
+        ({"fc": (6,), "activation": "softmax"}, ((6, 4 * 4), (6, 4 * 3))),
+    ],
+)
+def test_classes_of_the_other_mask_branches(head, shapes):
+    then = preset("shapes", class_names=("a", "b", "c"), mask_head=head)
+    now = preset("shapes", num_classes=2, class_names=("c", "x"), mask_head=head)
+    old, new = (np.random.default_rng(seed).normal(size=shape) for seed, shape in enumerate(shapes))
+    outputs = (transfers._outputs("mask_logits", then), transfers._outputs("mask_logits", now))
+    value = transfers._with_rows("mask_logits", new, old, outputs, [(0, 2)])
+    softmax = int(then.mask_head.activation == "softmax")
+    by_class = [array.reshape(*array.shape[:-1], -1, k + softmax) for array, k in ((old, 3), (new, 2), (value, 2))]
+    old, new, value = by_class
+    np.testing.assert_array_equal(value[..., softmax], old[..., softmax + 2])
+    np.testing.assert_array_equal(value[..., softmax + 1], new[..., softmax + 1])
+    np.testing.assert_array_equal(value[..., :softmax], old[..., :softmax])
+    assert value[..., softmax].size == (4 * 6 if "fc" in head else 5)
+
+
+def test_one_mask_for_all_classes_does_not_depend_on_them():
+    config = preset("shapes", mask_head__class_agnostic=True)
+    assert transfers.class_layers(config) == ("box_classes", "box_deltas")
+    assert [name for name, *_ in compare.shapes(preset("shapes"), config)] == ["mask_head.class_agnostic"]
+    with pytest.raises(WeightsError, match="mask_head.fc is .. there, .32,. here"):
+        transfer(built(1, "ab"), built(2, "ab", mask_head__fc=(32,)))
