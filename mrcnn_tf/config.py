@@ -124,6 +124,12 @@ class Config:
         check(levels == right, self.anchors, "sizes", f"one tuple of sizes for {which}")
         if features == "fpn":
             check(self.input.size_divisor % 32 == 0, self.input, "size_divisor", "a multiple of 32 (features 'fpn')")
+        for section, name in ((self.fpn, "channels"), (self.box_head, "convs"), (self.mask_head, "convs")):
+            widths = getattr(section, name)
+            whole = section.norm != "group" or all(
+                width % 32 == 0 for width in (widths if name == "convs" else (widths,))
+            )
+            check(whole, section, name, "multiples of 32, the groups of its norm 'group'")
         bottleneck = self.backbone.name not in ("resnet18", "resnet34")
         check(features != "dc5" or bottleneck, self.backbone, "features", "'dc5' needs a backbone of bottlenecks")
 

@@ -148,3 +148,32 @@ def test_presets_of_checkpoints_have_their_networks_forms():
     assert (second.backbone.norm, second.fpn.norm, second.box_head.norm, second.mask_head.norm) == ("batch",) * 4
     assert (second.rpn.convs, second.box_head.convs, second.box_head.fc) == (2, (256,) * 4, (1024,))
     assert second.roi.half_pixel is False and second.backbone.norm_epsilon == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"fpn": {"norm": "group", "channels": 48}}, "FPNConfig.channels"),
+        ({"mask_head": {"norm": "group", "convs": (64, 40)}}, "MaskHeadConfig.convs"),
+        ({"backbone": {"features": "c4"}}, "AnchorConfig.sizes"),
+        ({"anchors": {"sizes": ((32,),)}}, "AnchorConfig.sizes"),
+        ({"input": {"size_divisor": 16}}, "InputConfig.size_divisor"),
+        ({"branches": ("mask", "mask")}, "Config.branches"),
+        ({"branches": ("boxes",)}, "Config.branches"),
+        ({"mask_head": {"activation": "softmax", "class_agnostic": True}}, "MaskHeadConfig.class_agnostic"),
+        (
+            {"backbone": {"features": "dc5", "name": "resnet18"}, "anchors": {"sizes": ((32,),)}},
+            "BackboneConfig.features",
+        ),
+    ],
+)
+def test_stages_that_do_not_go_together_are_refused(changes, field):
+    with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
+        Config().replace(**changes)
+
+
+def test_the_side_of_masks_follows_from_the_features():
+    assert Config().mask_side == 28
+    assert presets.preset("mask_rcnn_r50_c4").mask_side == 14
+    assert presets.preset("detectron2/mask_rcnn_R_50_C4").mask_side == 14
+    assert presets.preset("mask_rcnn_r50_c5").mask_side == 28

@@ -50,6 +50,7 @@ print(json.dumps({"worst": worst, "logs": logs, "many_logs": many_logs, "norm": 
     [
         (8, "frozen", 0.0, 64),
         pytest.param(4, "group", 0.5, 64, marks=pytest.mark.slow),
+        pytest.param(2, "sync_batch", 0.0, 64, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_is_the_same_on_one_replica_and_on_many(replicas, norm, clip, side):
