@@ -161,8 +161,14 @@ def settle(model, batch):
     scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
 )
 def step(request):
+    # GPUs may round products to the 10 bits of TF32, which has nothing to do with what is shown here.
+    with tf.device("CPU"):
+        return take_step(tiny_config(**{**SMALL, **CASES[request.param]}))
+
+
+def take_step(config):
     """One step of a model, and the numpy network at the weights before it."""
-    model = MaskRCNN(tiny_config(**{**SMALL, **CASES[request.param]}))
+    model = MaskRCNN(config)
     graph, batch = model.training_graph, uneven_batch()
     for layer in (graph, *(layer for layer in graph.layers if layer.name.endswith("_targets"))):
         spy(layer)
@@ -256,3 +262,63 @@ def test_weights_after_the_step(step):
             mean, variance = step.network.statistics[layer]
             change = 0.1 * ((mean if kind == "moving_mean" else variance) - before)
         np.testing.assert_allclose(step.after[path], before + change, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+# === Padding ===
+
+
+@pytest.fixture(scope="module")
+def pointwise():
+    """A model that sees each place by itself: of its 3x3 kernels only the centre, and no shift that fills the padding.
+
+    An ordinary network sees from the real image whether canvas or padding is behind its border, as every detector of
+    this kind does: what is 0 in the image is so no longer after the first shift.
+    """
+    model = MaskRCNN(tiny_config(**SMALL))
+    for weight in model.weights:
+        value = scattered(weight.path, tuple(weight.shape))
+        if weight.path.endswith(("beta", "moving_mean", "bias")):
+            value = np.zeros(weight.shape)
+        elif value.ndim == 4 and value.shape[0] in (3, 7):
+            middle = value.shape[0] // 2
+            value, kept = np.zeros(weight.shape), value[middle, middle]
+            value[middle, middle] = kept * weight.shape[0]
+        weight.assign(value)
+    spy(model.training_graph)
+    spy(model.training_graph.get_layer("anchors"))
+    model.compile()
+    return model
+
+
+def rpn_step(model, batch):
+    """The RPN's two losses, and of every image the sampled anchors with their places, labels and targets."""
+    logs = model.test_step(batch)
+    outputs = model.training_graph.seen.outputs
+    boxes = np.concatenate([level.numpy() for level in model.training_graph.get_layer("anchors").seen.outputs])
+    samples = []
+    for labels, targets in zip(outputs["rpn_labels"].numpy(), outputs["rpn_targets"].numpy()):
+        chosen = labels >= 0
+        rows = zip(boxes[chosen].tolist(), labels[chosen].tolist(), targets[chosen].tolist())
+        samples.append({(*box, label, *target) for box, label, target in rows})
+    return np.array([float(logs[name]) for name in ("rpn_objectness_loss", "rpn_box_loss")]), samples
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (64, 128), (128, 160)])
+def test_a_larger_canvas_changes_neither_the_rpns_samples_nor_its_losses(pointwise, height, width):
+    batch = uneven_batch()
+    larger = {**batch, "image": tf.image.pad_to_bounding_box(batch["image"], 0, 0, height, width)}
+    losses, samples = rpn_step(pointwise, batch)
+    larger_losses, larger_samples = rpn_step(pointwise, larger)
+    assert larger_samples == samples and all(samples)
+    assert (losses > 0.01).all()
+    np.testing.assert_allclose(larger_losses, losses, rtol=1e-5)
+
+
+def test_what_lies_in_the_padding_never_matters(pointwise):
+    batch = uneven_batch()
+    rows, columns = np.arange(64)[:, None, None], np.arange(64)[None, :, None]
+    image = batch["image"].numpy()
+    image[1] = np.where((rows < 52) & (columns < 60), image[1], 12345.0)
+    clean, filled = pointwise.test_step(batch), pointwise.test_step({**batch, "image": tf.constant(image)})
+    for name, value in clean.items():
+        assert float(filled[name]) == pytest.approx(float(value), rel=1e-6), name
