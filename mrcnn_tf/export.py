@@ -1,6 +1,7 @@
 """Export: a SavedModel that needs TensorFlow alone, from pictures to objects in the pictures' own pixels.
 
-Shape letters: B images, H W pixels of the original images, C channels, D detections, K classes, M mask side.
+Shape letters: B images, H W pixels of the original images, C channels, D detections, K classes, M mask side,
+J keypoints.
 
 The graph decodes, resizes, pads, detects and scales back with the very functions that `MaskRCNN.predict_images` uses.
 Signatures:
@@ -12,8 +13,10 @@ Signatures:
 
 Both detecting signatures answer with "boxes" [B, D, 4] float32 (y1, x1, y2, x2 in original pixels), "classes" [B, D]
 int32 (1..K, 0 where there is no detection), "scores" [B, D] float32 (0 there), "image_size" [B, 2] int32 (height and
-width of each original image) and "masks": [B, D, M, M] float32 probabilities inside each box or, pasted, uint8 0 and 1
-[B, D, H, W] (H and W of the largest image).
+width of each original image) and, of a model with these branches, "masks": [B, D, M, M] float32 probabilities inside
+each box or, pasted, uint8 0 and 1 [B, D, H, W] (H and W of the largest image), and "keypoints": [B, D, J, 3] float32
+(y, x in original pixels, the network's logit; zeros where there is no detection), whose names lie in
+`assets/keypoint_names.txt`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.config import Config
+from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.images import FILE_CHANNELS, decode_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.geometry import masks as mask_ops
@@ -46,16 +49,22 @@ def export(model: Any, path: str | os.PathLike, paste_masks: bool = False) -> st
 
     Raises:
         FileExistsError: `path` is something else than a SavedModel or an empty folder.
+        ConfigError: `paste_masks` of a model without masks.
     """
+    if paste_masks and "mask" not in model.config.branches:
+        raise ConfigError("paste_masks: the model has no mask branch; export it without")
     path = os.path.abspath(os.fspath(path))
     _check_replaceable(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".export-") as folder:
-        # Nothing but the names is in the assets' folder, so that file gets its name there.
-        names_file = os.path.join(folder, "class_names.txt")
-        with open(names_file, "w", encoding="utf-8") as file:
-            file.writelines(f"{name}\n" for name in _class_names(model.config))
-        server = _Server(_on_one_device(model), paste_masks, names_file)
+        # Files of different names, so that each gets its own in the assets' folder.
+        names = {"class_names": _class_names(model.config)}
+        if "keypoints" in model.config.branches:
+            names["keypoint_names"] = list(model.config.keypoint_head.names)
+        for kind, lines in names.items():
+            with open(os.path.join(folder, f"{kind}.txt"), "w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        server = _Server(_on_one_device(model), paste_masks, [os.path.join(folder, f"{kind}.txt") for kind in names])
         written = os.path.join(folder, "model")
         tf.saved_model.save(server, written, signatures=server.signatures())
         if os.path.isdir(path):
@@ -88,14 +97,14 @@ def _class_names(config: Config) -> list[str]:
 class _Server(tf.Module):
     """What is saved: the model's variables and the three functions."""
 
-    def __init__(self, model: Any, paste: bool, names_file: str):
+    def __init__(self, model: Any, paste: bool, names_files: list[str]):
         super().__init__(name="mask_rcnn")
         self._model = _Untracked(model)
         self._paste = paste
         self._config = model.config
         # The variables alone: the model itself would bring its optimiser's state and Keras' own objects.
         self.model_variables = [weight.value for weight in model.weights]
-        self.class_names_file = tf.saved_model.Asset(names_file)
+        self.names_files = [tf.saved_model.Asset(file) for file in names_files]
 
     def signatures(self) -> dict:
         channels = self._config.input.channels
@@ -153,14 +162,20 @@ class _Server(tf.Module):
         finite = tf.reduce_all(tf.math.is_finite(outputs["boxes"]), axis=-1) & tf.math.is_finite(scores)
         real = finite & (outputs["classes"] > 0)
         boxes = tf.where(real[..., None], boxes, 0.0)
-        masks = tf.where(real[..., None, None], tf.cast(outputs["masks"], tf.float32), 0.0)
-        return {
+        found = {
             "boxes": boxes,
             "classes": tf.where(real, outputs["classes"], 0),
             "scores": tf.where(real, scores, 0.0),
-            "masks": self._pasted(masks, boxes, original_size) if self._paste else masks,
             "image_size": original_size,
         }
+        if "masks" in outputs:
+            masks = tf.where(real[..., None, None], tf.cast(outputs["masks"], tf.float32), 0.0)
+            found["masks"] = self._pasted(masks, boxes, original_size) if self._paste else masks
+        if "keypoints" in outputs:
+            both_axes = tf.pad(factors[..., None, :2], [[0, 0], [0, 0], [0, 0], [0, 1]], constant_values=1.0)
+            keypoints = tf.cast(outputs["keypoints"], tf.float32) * both_axes
+            found["keypoints"] = tf.where(real[..., None, None], keypoints, 0.0)
+        return found
 
     def _pasted(self, masks: tf.Tensor, boxes: tf.Tensor, original_size: tf.Tensor) -> tf.Tensor:
         """[B, D, H, W] uint8, one detection at a time: all at once would hold B * D * H * W floats."""

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.export import export
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
@@ -24,8 +25,10 @@ loaded = tf.saved_model.load(sys.argv[1])
 images = np.load(sys.argv[2])
 found = loaded.signatures["serving_default"](images=tf.constant(images))
 names = loaded.signatures["class_names"]()["class_names"]
-print(json.dumps({"scores": found["scores"].numpy().tolist(), "names": [n.decode() for n in names.numpy()]}))
+answer = {name: value.numpy().tolist() for name, value in found.items() if name in ("scores", "keypoints")}
+print(json.dumps({**answer, "names": [n.decode() for n in names.numpy()]}))
 """
+KEYPOINTS = {"names": ("nose", "left_hand", "right_hand"), "skeleton": (), "convs": (8,)}
 
 
 def tiny_model(**changes) -> MaskRCNN:
@@ -43,8 +46,9 @@ def tiny_model(**changes) -> MaskRCNN:
     model = MaskRCNN(config.replace(**changes))
     # Boxes away from their proposals, mask probabilities on both sides of .5.
     model.get_layer("box_deltas").kernel.assign(model.get_layer("box_deltas").kernel * 30)
-    signs = np.where(np.arange(8) % 2, 1.0, -1.0)[:, None] * np.ones((1, 1, 8, 3))
-    model.get_layer("mask_logits").kernel.assign(signs)
+    if "mask" in model.config.branches:
+        signs = np.where(np.arange(8) % 2, 1.0, -1.0)[:, None] * np.ones((1, 1, 8, 3))
+        model.get_layer("mask_logits").kernel.assign(signs)
     return model
 
 
@@ -69,7 +73,11 @@ def assert_equal(found: dict, expected: list) -> None:
         np.testing.assert_array_equal(found["classes"][index, count:], 0)
         np.testing.assert_allclose(found["scores"][index, :count], detections.scores, atol=1e-3)
         np.testing.assert_allclose(found["boxes"][index, :count], detections.boxes, atol=1e-3)
-        np.testing.assert_allclose(found["masks"][index, :count], detections.mask_crops, atol=1e-3)
+        for name, own in (("masks", detections.mask_crops), ("keypoints", detections.keypoints)):
+            assert (name in found) == (own is not None)
+            if own is not None:
+                np.testing.assert_allclose(found[name][index, :count], own, atol=1e-3)
+                assert not np.any(found[name][index, count:])
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +154,60 @@ def test_pasted_masks_have_the_original_size(paste, model, tmp_path):
         assert not masks[index, :, height:].any() and not masks[index, :, :, width:].any()
 
 
+def run_alone(saved: str, images) -> dict:
+    """What a SavedModel answers in a process that has TensorFlow only."""
+    command = [sys.executable, "-c", ALONE, saved, str(images)]
+    done = subprocess.run(command, cwd=images.parent, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_runs_with_tensorflow_alone(model, exported, tmp_path):
     images = np.stack(pictures((50, 75), (50, 75)))
     np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-c", ALONE, exported, str(tmp_path / "images.npy")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = run_alone(exported, tmp_path / "images.npy")
     assert answer["names"] == ["circle", "square", "triangle"]
     expected = [detections.scores for detections in model.predict_images(list(images))]
     np.testing.assert_allclose(answer["scores"], expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def keypoint_model():
+    # Boxes that hardly overlap, and more places than there can be of these: some stay empty.
+    detections = {"nms_iou": 0.05, "max_per_image": 40}
+    return tiny_model(branches=("keypoints",), keypoint_head=KEYPOINTS, detections=detections)
+
+
+def test_keypoints_in_the_pixels_of_the_originals(keypoint_model, tmp_path):
+    path = export(keypoint_model, tmp_path / "saved")
+    signatures = tf.saved_model.load(path).signatures
+    images = pictures((50, 75), (120, 90))
+    found = signatures["encoded"](encoded=tf.constant([encode(image, "PNG") for image in images]))
+    assert_equal(found, keypoint_model.predict_images(images, batch_size=2))
+    counts = (found["classes"].numpy() > 0).sum(axis=1)
+    assert found["keypoints"].shape == (2, 40, 3, 3) and 0 < counts.min() and counts.max() < 40
+    # In the second, larger image keypoints lie in their boxes, beyond what the network's input had.
+    points, boxes = found["keypoints"].numpy()[1, : counts[1]], found["boxes"].numpy()[1, : counts[1]]
+    assert (points[..., :2] >= boxes[:, None, :2] - 1).all() and (points[..., :2] <= boxes[:, None, 2:] + 1).all()
+    with open(f"{path}/assets/keypoint_names.txt") as file:
+        assert file.read() == "nose\nleft_hand\nright_hand\n"
+    with pytest.raises(ConfigError, match="no mask branch"):
+        export(keypoint_model, tmp_path / "pasted", paste_masks=True)
+
+    # And with TensorFlow alone.
+    np.save(tmp_path / "images.npy", images[0][None])
+    answer = run_alone(path, tmp_path / "images.npy")
+    (expected,) = keypoint_model.predict_images(images[:1])
+    np.testing.assert_allclose(answer["keypoints"][0][: len(expected)], expected.keypoints, atol=1e-3)
+
+
+def test_boxes_alone_are_exported(tmp_path):
+    model = tiny_model(branches=())
+    found = tf.saved_model.load(export(model, tmp_path / "saved")).signatures["serving_default"]
+    images = pictures((50, 75))
+    answer = found(images=images[0][None])
+    assert set(answer) == {"boxes", "classes", "scores", "image_size"}
+    assert_equal(answer, model.predict_images(images))
 
 
 def test_model_of_a_strategy_is_exported_with_plain_variables(tmp_path):
