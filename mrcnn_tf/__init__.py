@@ -8,6 +8,7 @@ from mrcnn_tf.data.coco import read_coco
 from mrcnn_tf.data.errors import DataError, Problems
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.pipeline import evaluation_batches, training_batches
+from mrcnn_tf.data.proposals import with_proposals
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.detections import Detections
@@ -19,6 +20,7 @@ from mrcnn_tf.export import export
 from mrcnn_tf.loading import load
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
+from mrcnn_tf.proposing import save_proposals
 from mrcnn_tf.reporting import evaluation_report
 from mrcnn_tf.training.distribution import strategy
 from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError, TrainingInterrupted
@@ -61,11 +63,13 @@ __all__ = [
     "read_cityscapes",
     "read_cityscapes_results",
     "read_coco",
+    "save_proposals",
     "shapes",
     "strategy",
     "train",
     "training_batches",
     "visualize",
     "weights",
+    "with_proposals",
     "write_cityscapes_results",
 ]

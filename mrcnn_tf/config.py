@@ -29,6 +29,8 @@ from mrcnn_tf.config_values import ConfigError, build, check, merge
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
+PARTS = ("rpn", "heads")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -52,6 +54,10 @@ class TrainingConfig:
     `learning_rate` belongs to a global batch of `reference_batch` images and is scaled linearly with
     the batch really used; `reference_batch` 0 takes it as it is. An update takes `accumulate` micro-batches one after
     the other; its batch is that of all of them. `precision` is one of `PRECISIONS`.
+
+    `parts` are what the losses are of and what is trained, with the backbone below where `train_backbone` is true:
+    "rpn" the proposal network, "heads" all branches. The heads without the RPN take proposals that come with the data
+    (`mrcnn_tf.with_proposals`), as in the paper's ablations, where the two share no features.
     """
 
     steps: int = 160_000
@@ -72,6 +78,8 @@ class TrainingConfig:
     evaluate_every: int = 1
     checkpoint_every: int = 0
     seed: int = 0
+    parts: tuple[str, ...] = PARTS
+    train_backbone: bool = True
 
     def __post_init__(self):
         for name in ("steps", "images_per_device", "accumulate"):
@@ -86,6 +94,8 @@ class TrainingConfig:
         check(0 <= self.warmup_start <= 1, self, "warmup_start", "a share of the learning rate in [0, 1]")
         check(list(self.decay_steps) == sorted(self.decay_steps), self, "decay_steps", "ascending steps")
         check(0 < self.decay_factor <= 1, self, "decay_factor", "in (0, 1]")
+        known = len(set(self.parts)) == len(self.parts) > 0 and set(self.parts) <= set(PARTS)
+        check(known, self, "parts", f"each at most once, of {', '.join(PARTS)}")
 
 
 @dataclass(frozen=True)

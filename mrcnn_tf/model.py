@@ -23,6 +23,7 @@ from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
 from mrcnn_tf.optimizer import SGD, make_optimizer
+from mrcnn_tf.parts import freeze_others
 from mrcnn_tf.stages import Stages
 from mrcnn_tf.stepping import has_machines, shared_out, step_function
 from mrcnn_tf.weights.files import is_own, load_weights, save_weights
@@ -71,6 +72,7 @@ class MaskRCNN(keras.Model):
         self.loss_names = loss_names(config)
         self.log_names = ("loss", *self.loss_names, "rpn_recall", "positive_rois")
         self._trackers = [keras.metrics.Mean(name=log) for log in self.log_names]
+        freeze_others(self)
         untrained.mark(self, anew_layers)
 
     # === Training ===
@@ -258,9 +260,11 @@ class MaskRCNN(keras.Model):
 
 def loss_names(config: Config) -> tuple[str, ...]:
     """The losses of a model, in the order in which they are reported."""
-    names = ["rpn_objectness_loss", "rpn_box_loss", "box_class_loss", "box_delta_loss"]
-    names += ["mask_loss"] if "mask" in config.branches else []
-    names += ["keypoint_loss"] if "keypoints" in config.branches else []
+    names = ["rpn_objectness_loss", "rpn_box_loss"] if "rpn" in config.training.parts else []
+    if "heads" in config.training.parts:
+        names += ["box_class_loss", "box_delta_loss"]
+        names += ["mask_loss"] if "mask" in config.branches else []
+        names += ["keypoint_loss"] if "keypoints" in config.branches else []
     return tuple(names)
 
 
@@ -278,17 +282,30 @@ def _ratio(part: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
 
 def _global_losses(outputs: dict, config: Config) -> dict:
     """This replica's share of each loss: over the replicas the shares add up to the loss."""
-    sums = {
+    sums: dict = {}
+    if "rpn" in config.training.parts:
+        sums |= _rpn_losses(outputs, config)
+    if "heads" in config.training.parts:
+        sums |= _head_losses(outputs, config)
+    # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
+    return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
+
+
+def _rpn_losses(outputs: dict, config: Config) -> dict:
+    return {
         "rpn_objectness_loss": losses.rpn_objectness_loss(outputs["rpn_logits"], outputs["rpn_labels"]),
         "rpn_box_loss": losses.rpn_box_loss(
             outputs["rpn_deltas"], outputs["rpn_targets"], outputs["rpn_labels"], config.rpn.box_loss_beta
         ),
-        "box_class_loss": losses.box_class_loss(outputs["class_logits"], tf.reshape(outputs["roi_classes"], [-1])),
+    }
+
+
+def _head_losses(outputs: dict, config: Config) -> dict:
+    classes = tf.reshape(outputs["roi_classes"], [-1])
+    sums = {
+        "box_class_loss": losses.box_class_loss(outputs["class_logits"], classes),
         "box_delta_loss": losses.box_delta_loss(
-            outputs["box_deltas"],
-            tf.reshape(outputs["roi_targets"], [-1, 4]),
-            tf.reshape(outputs["roi_classes"], [-1]),
-            config.box_head.loss_beta,
+            outputs["box_deltas"], tf.reshape(outputs["roi_targets"], [-1, 4]), classes, config.box_head.loss_beta
         ),
     }
     if "mask" in config.branches:
@@ -298,8 +315,7 @@ def _global_losses(outputs: dict, config: Config) -> dict:
             outputs["keypoint_logits"], outputs["keypoint_index"], outputs["keypoint_valid"]
         )
         sums["keypoint_loss"] = total * config.keypoint_head.loss_weight, count
-    # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
-    return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
+    return sums
 
 
 def _mask_loss(outputs: dict, config: Config) -> tuple[tf.Tensor, tf.Tensor]:

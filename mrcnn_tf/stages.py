@@ -118,6 +118,8 @@ class Stages:
             spec["masks"] = ((None, side, side), "uint8")
         if self.keypoints:
             spec["keypoints"] = ((None, len(config.keypoint_head.names), 3), "float32")
+        if "rpn" not in config.training.parts:
+            spec["proposals"] = ((None, 4), "float32")
         spec["seed"] = ((2,), "int32")
         return {key: keras.Input(shape, dtype=dtype, name=key) for key, (shape, dtype) in spec.items()}
 
@@ -204,14 +206,19 @@ class Stages:
     # === Training ===
 
     def training(self, inputs: dict) -> dict:
-        """Everything the losses need: predictions and targets of the RPN and of all branches."""
+        """Everything the losses of the parts in training need: predictions and targets of RPN and branches."""
+        parts = self.config.training.parts
         features, anchors, logits, deltas = self.shared(inputs)
         boxes = self._moved(inputs["boxes"], -1, "inner_boxes")
         inputs = {**inputs, "image_size": self._last_pixel(inputs), "boxes": boxes}
         maps = features[:PYRAMID_TOP]
         truth = [inputs[key] for key in ("boxes", "classes", "crowd")]
-        rpn_labels, rpn_targets = self._rpn_targets(anchors, truth, inputs)
-        rois, scores = self.proposals(logits, deltas, anchors, inputs["image_size"], training=True)
+        outputs = {}
+        if "rpn" in parts:
+            outputs |= self._rpn_training(logits, deltas, anchors, truth, inputs)
+            rois, scores = self.proposals(logits, deltas, anchors, inputs["image_size"], training=True)
+        else:
+            rois, scores = inputs["proposals"], inputs["proposals"][..., 0]  # scores have no say in the sample
         sampled = DetectionTargets(
             self.config.roi.rois_per_image,
             self.config.roi.positive_fraction,
@@ -219,24 +226,28 @@ class Stages:
             self.config.box_head.delta_weights,
             name="detection_targets",
         )(rois, scores, *truth, inputs["seed"])
-        class_logits, box_deltas = self.box(maps, *FlattenRoIs()(sampled["rois"]))
-        outputs = {
-            "rpn_logits": keras.layers.Concatenate(axis=1, dtype="float32")(logits) if len(logits) > 1 else logits[0],
-            "rpn_deltas": keras.layers.Concatenate(axis=1, dtype="float32")(deltas) if len(deltas) > 1 else deltas[0],
-            "rpn_labels": rpn_labels,
-            "rpn_targets": rpn_targets,
-            "class_logits": class_logits,
-            "box_deltas": box_deltas,
+        outputs |= {
             "roi_classes": sampled["classes"],
             "roi_targets": sampled["deltas"],
             "recall": sampled["recall"],
             "gt_count": sampled["gt_count"],
         }
-        if self.mask:
-            outputs |= self._mask_training(maps, sampled, inputs)
-        if self.keypoints:
-            outputs |= self._keypoint_training(maps, sampled, inputs)
+        if "heads" in parts:
+            outputs["class_logits"], outputs["box_deltas"] = self.box(maps, *FlattenRoIs()(sampled["rois"]))
+            if self.mask:
+                outputs |= self._mask_training(maps, sampled, inputs)
+            if self.keypoints:
+                outputs |= self._keypoint_training(maps, sampled, inputs)
         return outputs
+
+    def _rpn_training(self, logits: list, deltas: list, anchors: list, truth: list, inputs: dict) -> dict:
+        rpn_labels, rpn_targets = self._rpn_targets(anchors, truth, inputs)
+        return {
+            "rpn_logits": keras.layers.Concatenate(axis=1, dtype="float32")(logits) if len(logits) > 1 else logits[0],
+            "rpn_deltas": keras.layers.Concatenate(axis=1, dtype="float32")(deltas) if len(deltas) > 1 else deltas[0],
+            "rpn_labels": rpn_labels,
+            "rpn_targets": rpn_targets,
+        }
 
     def _rpn_targets(self, anchors: list, truth: list, inputs: dict) -> tuple:
         rpn = self.config.rpn

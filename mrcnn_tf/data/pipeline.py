@@ -7,7 +7,9 @@ A batch is a dictionary: image [B, H, W, C] float32 0..255, image_size [B, 2] in
 real), original_size [B, 2] int32, image_id [B] int64, boxes [B, G, 4] float32 in pixels of the
 network's input, classes [B, G] int32 (0 is padding), crowd [B, G] uint8 and, where the model has these
 branches, masks [B, G, S, S] uint8 and keypoints [B, G, J, 3] float32 (y, x in pixels of the network's
-input, visibility 0..2; zeros where an object has none).
+input, visibility 0..2; zeros where an object has none). Where the data set comes with proposals, they are in it too:
+proposals [B, P, 4] float32 in pixels of the network's input, the best P = `rpn.post_nms_train` (`rpn.post_nms_test` in
+evaluation), padded with empty boxes.
 """
 
 from __future__ import annotations
@@ -127,11 +129,12 @@ def training_batches(
         batches of one device, for each of its devices in turn.
 
     Raises:
-        ConfigError: the data set's keypoints are not those of the model.
+        ConfigError: the data set's keypoints are not those of the model, or it has no proposals for heads alone.
         DataError: no image to train on. What is wrong with a single image comes out of the iteration
             as a TensorFlow error with the same text; see `errors.clear_data_errors`.
     """
     check_keypoints(dataset, config)
+    check_proposals(dataset, config)
     if "keypoints" in config.branches and not dataset.keypoint_names:
         logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
     plan = plan or BatchPlan(dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty)
@@ -161,7 +164,7 @@ def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) ->
         ConfigError: the data set's keypoints are not those of the model.
     """
     check_keypoints(dataset, config)
-    loader = _EvaluationLoader(dataset, config)
+    loader = _EvaluationLoader(dataset, config, config.rpn.post_nms_test)
     positions = tf.data.Dataset.range(len(dataset))
     return _batches(positions, loader, config, batch_size, drop_unreadable=dataset.skip_bad)
 
@@ -174,7 +177,7 @@ def evaluation_images(dataset: Dataset, config: Config) -> Iterator[tuple[int, n
     Raises:
         DataError: so it is.
     """
-    loader = _Loader(dataset, config)
+    loader = _Loader(dataset, config, 0)
     for index in range(len(dataset)):
         read = loader.read(index)
         if read is not None:
@@ -194,6 +197,19 @@ def check_keypoints(dataset: Dataset, config: Config) -> None:
     if len(names) != len(known) or moved:
         theirs, ours = (f"{len(one)} keypoints ({', '.join(one)})" for one in (names, known))
         raise ConfigError(f"{dataset.name} has {theirs}, the model {ours}; set keypoint_head.names to the data set's")
+
+
+def check_proposals(dataset: Dataset, config: Config) -> None:
+    """Refuses a data set without proposals where heads are trained without the RPN.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if "rpn" not in config.training.parts and dataset.proposals is None:
+        remedy = "give it some with mrcnn_tf.with_proposals, or train the RPN as well"
+        raise ConfigError(
+            f"training.parts = {config.training.parts}: {dataset.name} comes without proposals; {remedy}"
+        )
 
 
 def _fields(config: Config) -> dict[str, tuple[tf.DType, list[int | None]]]:
@@ -216,7 +232,7 @@ def _fields(config: Config) -> dict[str, tuple[tf.DType, list[int | None]]]:
 
 
 def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_unreadable: bool = False):
-    fields = _fields(config)
+    fields = loader.fields
 
     def load(position):
         values = tf.numpy_function(loader, [position], [kind for kind, _ in fields.values()], stateful=False)
@@ -236,11 +252,15 @@ def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_u
 
 
 class _Loader:
-    """Makes the arrays of one image; called by `tf.data` from several threads."""
+    """Makes the arrays of one image; called by `tf.data` from several threads. `proposals` is the number of these."""
 
-    def __init__(self, dataset: Dataset, config: Config):
+    def __init__(self, dataset: Dataset, config: Config, proposals: int):
         self._dataset = dataset
         self._config = config
+        self._proposals = proposals
+        self.fields = _fields(config)
+        if dataset.proposals is not None:
+            self.fields["proposals"] = (tf.float32, [proposals, 4])
         self._mirrored = mirrored_keypoints(config.keypoint_head.names)
 
     def read(self, index: int) -> tuple[Example, np.ndarray] | None:
@@ -288,7 +308,17 @@ class _Loader:
         if "keypoints" in config.branches:
             points = self._keypoints(example, (height, width), view.flip)
             arrays += (np.pad(points, [[0, none], [0, 0], [0, 0]]),)
+        if "proposals" in self.fields:
+            arrays += (self._given_proposals(example, (height, width), view.flip),)
         return arrays
+
+    def _given_proposals(self, example: Example, size: tuple[int, int], flip: bool) -> np.ndarray:
+        """[P, 4] float32 in the pixels of the resized image, of `size` (height, width)."""
+        boxes = np.zeros((0, 4), np.float32)
+        if example.image_id in self._dataset.proposals:
+            boxes, _ = self._dataset.proposals.of(example.image_id, self._proposals)
+        boxes = scale_boxes(flip_boxes(boxes, example.size[1]) if flip else boxes, example.size, size)
+        return np.pad(boxes, [[0, self._proposals - len(boxes)], [0, 0]])
 
     def _keypoints(self, example: Example, size: tuple[int, int], flip: bool) -> np.ndarray:
         """[G, J, 3] float32 in the pixels of the resized image, of `size` (height, width)."""
@@ -303,7 +333,7 @@ class _Loader:
 
 class _TrainingLoader(_Loader):
     def __init__(self, dataset: Dataset, config: Config, plan: BatchPlan, seed: int):
-        super().__init__(dataset, config)
+        super().__init__(dataset, config, config.rpn.post_nms_train)
         self._plan = plan
         self._seed = seed
 
@@ -327,6 +357,6 @@ class _EvaluationLoader(_Loader):
         read = self._read(int(position))
         config = self._config
         if read is None:
-            fields = _fields(config).values()
+            fields = self.fields.values()
             return tuple(np.zeros([side or 1 for side in shape], kind.as_numpy_dtype) for kind, shape in fields)
         return self._arrays(*read, View(flip=False, shorter=config.input.shorter_edge[-1]))

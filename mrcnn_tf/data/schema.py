@@ -9,6 +9,7 @@ import abc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,7 @@ class Dataset(abc.ABC):
         problems: what was skipped.
         keypoint_names: J names, the same for all classes; () where the objects have no keypoints.
         skeleton: pairs of keypoints, counted from 0, that a picture joins by a line.
+        proposals: the images' proposals (`data.proposals.ProposalFile`), where they come with the data, else None.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Dataset(abc.ABC):
     problems: Problems = field(default_factory=Problems)
     keypoint_names: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
+    proposals: Any = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -174,6 +177,7 @@ class Subset(Dataset):
             problems=parent.problems,
             keypoint_names=parent.keypoint_names,
             skeleton=parent.skeleton,
+            proposals=parent.proposals,
         )
         self._parent = parent
         self._indices = np.where(indices < 0, indices + len(parent), indices)

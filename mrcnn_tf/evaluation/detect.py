@@ -11,10 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mrcnn_tf.augmented import Augmentation, detect_augmented
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.data.errors import clear_data_errors
 from mrcnn_tf.data.pipeline import evaluation_batches, evaluation_images
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
+from mrcnn_tf.proposing import detection_from_proposals
 
 
 def detect(
@@ -31,7 +33,8 @@ def detect(
     Args:
         model: a MaskRCNN, or any Keras model with `config` that answers {"image": [B, H, W, C], "image_size":
             [B, 2]} as it does.
-        dataset: a data set (`data.schema.Dataset`) of the model's classes.
+        dataset: a data set (`data.schema.Dataset`) of the model's classes. Where it comes with proposals, these are
+            classified, and the model's own RPN is not asked.
         batch_size: images at once.
         progress: shows a progress bar (on the standard error).
         augmentation: looks at each image several times (see `mrcnn_tf.augmented`), one image at a time; for a MaskRCNN.
@@ -42,11 +45,14 @@ def detect(
 
     Raises:
         ValueError: the data set has another number of classes than the model.
+        ConfigError: an augmentation of given proposals.
         DataError: an image that cannot be read, where the data set does not skip such.
     """
     if len(dataset.class_names) != model.config.num_classes:
         counts = f"the data set has {len(dataset.class_names)} classes, the model {model.config.num_classes}"
         raise ValueError(f"{counts}: evaluate on the data set that it was trained for")
+    if augmentation is not None and dataset.proposals is not None:
+        raise ConfigError(f"{dataset.name} comes with proposals, which are for one view: leave the augmentation out")
     if augmentation is None:
         results = _batchwise(model, dataset, batch_size)
     else:
@@ -60,10 +66,13 @@ def detect(
 
 
 def _batchwise(model: Any, dataset: Any, batch_size: int) -> Iterator[tuple[int, Detections]]:
+    keys = ["image", "image_size"]
     infer = inference_function(model)
+    if dataset.proposals is not None:
+        keys, infer = [*keys, "proposals"], detection_from_proposals(model)
     rules = (model.config.detections.mask_threshold, model.config.detections.paste)
     for batch in evaluation_batches(dataset, model.config, batch_size):
-        outputs = infer({"image": batch["image"], "image_size": batch["image_size"]})
+        outputs = infer({key: batch[key] for key in keys})
         sizes = (batch["image_size"].numpy(), batch["original_size"].numpy())
         results = Detections.from_batch(outputs, *sizes, dataset.class_names, *rules)
         yield from zip(batch["image_id"].numpy().tolist(), results, strict=True)

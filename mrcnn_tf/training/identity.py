@@ -18,7 +18,8 @@ FREE = ("detections.", "training.steps", "training.evaluate_every", "training.ch
 FREE_TOO = ("training.images_per_device", "training.steps_per_epoch")
 # Changing these is a decision that one may take in the middle of a training; it is mentioned in the log.
 NOTED = "training."
-FIXED_ANYWAY = ("training.seed",)  # orders the data
+# The seed orders the data; the others say which weights have momenta.
+FIXED_ANYWAY = ("training.seed", "training.parts", "training.train_backbone")
 
 
 def run_identity(config: Config, dataset, global_batch: int, steps_per_epoch: int) -> dict:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.errors import clear_data_errors
-from mrcnn_tf.data.pipeline import BatchPlan, check_keypoints, evaluation_batches, training_batches
+from mrcnn_tf.data.pipeline import BatchPlan, check_keypoints, check_proposals, evaluation_batches, training_batches
 from mrcnn_tf.evaluation.coco import kinds_of
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.training import logs
@@ -106,7 +106,8 @@ def train(
     Args:
         config: the model, the schedule and the data's treatment. Without class names it takes those of
             `train_set`.
-        train_set: a data set (`data.schema.Dataset`).
+        train_set: a data set (`data.schema.Dataset`); with proposals where the heads are trained alone, and `val_set`
+            too (`mrcnn_tf.with_proposals`).
         val_set: evaluated every `config.training.evaluate_every` epochs (0: never) and at the end; may be None.
         run_dir: the folder of this training.
         devices: see `distribution.strategy`.
@@ -174,6 +175,7 @@ def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
     for dataset in (train_set, val_set):
         if dataset is not None:
             check_keypoints(dataset, config)
+            check_proposals(dataset, config)
     return config if config.class_names else config.replace(class_names=names)
 
 
@@ -258,10 +260,11 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
                     lambda: evaluation_batches(val_set, run.config, batch), progress, training.evaluate_every
                 )
             )
-        measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
-        measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
         run.checkpoint.evaluated = lambda epoch: is_due(progress, epoch, training.evaluate_every)
-        run.log.columns = columns(kinds_of(run.config, val_set))
+        if "heads" in training.parts:  # an RPN alone detects nothing
+            measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
+            measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
+            run.log.columns = columns(kinds_of(run.config, val_set))
     curves = logs.Curves(run.log, run.steps, run.run_dir / "pictures" / "curves.png")
     run.at_epoch_end = [*measured, run.log, run.board, curves, *shown, CloseEpoch(run.checkpoint)]
     every_step = [
