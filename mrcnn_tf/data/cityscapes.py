@@ -128,7 +128,9 @@ def _check_part(root: str, part: str, split: str) -> None:
 
 
 def _better_root(root: str) -> str | None:
-    """A folder above or below that is the data set's root."""
+    """A folder above or below that is the data set's root, where this one has nothing of it."""
+    if any(os.path.isdir(os.path.join(root, part)) for part in (IMAGES, FINE)):
+        return None
     above = [os.path.abspath(root)]
     for _ in range(3):
         above.append(os.path.dirname(above[-1]))
