@@ -127,7 +127,7 @@ def test_unknown_and_unfitting_values(option, named, tmp_path, capsys):
 
 
 def test_unknown_preset(tmp_path, capsys):
-    assert run_command("train", "--preset", "mask_rcnn_r50", "--shapes", 4, "--run-dir", tmp_path) == 2
+    assert run_command("train", "--preset", "mask_rcn_r50_fpn", "--shapes", 4, "--run-dir", tmp_path) == 2
     assert "did you mean 'mask_rcnn_r50_fpn'?" in one_error(capsys)
 
 
