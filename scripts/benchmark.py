@@ -130,7 +130,7 @@ def inference(arguments: argparse.Namespace, height: int, width: int, batch: int
 def training(arguments: argparse.Namespace, height: int, width: int, batch: int) -> dict:
     """Seconds of one training step (forward, backward, update) with the preset's RoIs per image.
 
-    There are as many objects as an image may have positive RoIs, so that the mask branch has all it can get.
+    There are as many objects as an image may have positive RoIs, so that the branches have all they can get.
     """
     import numpy as np
     import tensorflow as tf
@@ -148,8 +148,13 @@ def training(arguments: argparse.Namespace, height: int, width: int, batch: int)
         "boxes": tf.constant(np.concatenate([corner, corner + extent], axis=-1), tf.float32),
         "classes": tf.constant(rng.integers(1, arguments.classes + 1, (batch, objects)), tf.int32),
         "crowd": tf.zeros((batch, objects), tf.uint8),
-        "masks": tf.fill((batch, objects, side, side), tf.constant(255, tf.uint8)),
     }
+    if "mask" in model.config.branches:
+        data["masks"] = tf.fill((batch, objects, side, side), tf.constant(255, tf.uint8))
+    if "keypoints" in model.config.branches:
+        count = len(model.config.keypoint_head.names)
+        place = corner[:, :, None] + rng.uniform(0, 1, (batch, objects, count, 2)) * extent[:, :, None]
+        data["keypoints"] = tf.constant(np.insert(place, 2, 2.0, axis=-1), tf.float32)
     step = tf.function(model.train_step)
     rate = matrix_rate()
     seconds = best_time(lambda: step(data), arguments.repeats)
@@ -224,17 +229,20 @@ def arithmetic(graph, config, batch: int) -> float:
     """Operations of the convolutions and matrix products in a graph of known image size.
 
     The number of RoIs is the one thing the graph leaves open: proposals in the box branch, detections
-    in the mask branch.
+    in the others.
     """
     total = 0.0
     for operation in graph.get_operations():
-        if operation.type not in ("Conv2D", "MatMul"):
+        if operation.type not in ("Conv2D", "MatMul", "Conv2DBackpropInput"):
             continue
-        output = operation.outputs[0].shape.as_list()
+        # A deconvolution multiplies each input, not each output, with the whole kernel but its last axis.
+        deconvolution = operation.type == "Conv2DBackpropInput"
+        output = (operation.inputs[2] if deconvolution else operation.outputs[0]).shape.as_list()
         weights = operation.inputs[1].shape.as_list()
         if output[0] is None:
-            in_mask_branch = any(f"/mask_{layer}" in operation.name for layer in ("conv", "deconv", "logits"))
-            rois = config.detections.max_per_image if in_mask_branch else config.rpn.post_nms_test
+            branches = ("mask_conv", "mask_deconv", "mask_logits", "keypoint_conv", "keypoint_deconv")
+            on_detections = any(f"/{layer}" in operation.name for layer in branches)
+            rois = config.detections.max_per_image if on_detections else config.rpn.post_nms_test
             output[0] = batch * rois
         if None in output or None in weights:
             raise SystemExit(f"error: the shape of {operation.name} is not known: {output}, {weights}")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures a trained model on annotated images: COCO's AP and AR of boxes and masks, over all and for each class."""
+"""Measures a trained model on annotated images: COCO's AP and AR of boxes, masks and keypoints, over all and
+for each class."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ EXAMPLES = """examples:
     scripts/evaluate.py runs/cells --data val.json --images val/ detections.max_per_image=300
 
 The output folder gets evaluation.json (all measures), results.json (COCO's results format, as the COCO server takes
-it), per_class.png, and pictures/ with ground truth beside prediction."""
+it; for keypoints keypoints.json as well, without boxes and masks), per_class.png, and pictures/ with ground truth
+beside prediction."""
 
 
 def parse_arguments() -> argparse.Namespace:

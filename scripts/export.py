@@ -15,9 +15,9 @@ The SavedModel takes pictures of any size and answers in their own pixels; resiz
   serving_default   images uint8 [B, H, W, 3], RGB, of one size
   encoded           the bytes of B JPEG or PNG files, of any sizes
   class_names       no input: the names of the classes 1, 2, ...
-Both answer with boxes [B, D, 4] (y1, x1, y2, x2), classes [B, D] (0: no detection), scores [B, D], masks and
-image_size [B, 2]. Masks are [B, D, 28, 28] probabilities inside each box or, with --paste-masks, [B, D, H, W] of 0
-and 1 on the whole picture."""
+Both answer with boxes [B, D, 4] (y1, x1, y2, x2), classes [B, D] (0: no detection), scores [B, D], image_size [B, 2]
+and what else the model finds: masks, [B, D, 28, 28] probabilities inside each box or, with --paste-masks, [B, D, H, W]
+of 0 and 1 on the whole picture; keypoints [B, D, J, 3] (y, x, how sure)."""
 
 HOW_TO_USE = """use it:
   import tensorflow as tf

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   scripts/predict.py runs/first/model.keras photo.jpg --output found/ --set detections.max_per_image=300
 
 The output folder gets a picture for every image, and detections.json: a COCO file with "images", "annotations" (each
-with its score, box, and mask as RLE) and "categories", which annotation tools and pycocotools read."""
+with its score, box, and mask as RLE or keypoints) and "categories", which annotation tools and pycocotools read."""
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy")
 
@@ -67,6 +67,12 @@ def main() -> int:
         "annotations": [],
         "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
     }
+    skeleton = None
+    if "keypoints" in model.config.branches:
+        skeleton = mrcnn_tf.visualize.Skeleton.of(model.config.keypoint_head)
+        for category in coco["categories"]:
+            category["keypoints"] = list(skeleton.names)
+            category["skeleton"] = [[start + 1, end + 1] for start, end in skeleton.lines]
     problems = Problems()
     taken: set[Path] = set()
     for path in paths:
@@ -81,7 +87,7 @@ def main() -> int:
         counts = ", ".join(f"{detections.names.count(name)} {name}" for name in dict.fromkeys(detections.names))
         print(f"{path}: {counts or 'nothing found'}", flush=True)
         if not arguments.no_pictures:
-            draw(model, path, detections, free_name(output, path, taken))
+            draw(model, path, detections, free_name(output, path, taken), skeleton)
     (output / "detections.json").write_text(json.dumps(coco), encoding="utf-8")
     if problems:
         print(problems.summary())
@@ -130,15 +136,17 @@ def add_to_coco(coco: dict, path: Path, detections) -> None:
     for record in detections.to_coco(number, range(1, len(coco["categories"]) + 1)):
         has_mask = "segmentation" in record
         area = float(coco_mask.area(record["segmentation"])) if has_mask else record["bbox"][2] * record["bbox"][3]
+        if "keypoints" in record:
+            record["num_keypoints"] = len(record["keypoints"]) // 3
         coco["annotations"].append({"id": len(coco["annotations"]) + 1, **record, "area": area, "iscrowd": 0})
 
 
-def draw(model, path: Path, detections, name: Path) -> None:
+def draw(model, path: Path, detections, name: Path, skeleton) -> None:
     """Writes the picture of one image with its objects."""
     from mrcnn_tf import load_image, visualize
 
     image = load_image(path, model.config.input.channels)
-    visualize.save(visualize.draw_detections(image, detections), name)
+    visualize.save(visualize.draw_detections(image, detections, skeleton=skeleton), name)
 
 
 if __name__ == "__main__":

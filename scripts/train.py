@@ -22,6 +22,11 @@ EXAMPLES = """examples:
     scripts/train.py --train train.json --train-images train/ --run-dir runs/short \\
         input.shorter_edge=512 training.steps=5000 training.decay_steps=3500,4500
 
+  keypoints of persons; any other COCO file by its persons alone, as a Faster R-CNN:
+    scripts/train.py --preset keypoint_rcnn_r50_fpn --train person_keypoints.json --train-images train/ --run-dir ...
+    scripts/train.py --train instances.json --train-images train/ --classes person --run-dir ... \\
+        'branches=[]' data.drop_empty=true
+
   something to try it out with, without any data:
     scripts/train.py --preset shapes --shapes 500 --run-dir runs/shapes training.steps=200
 
@@ -42,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--val", metavar="JSON", help="validation annotations; without them nothing is evaluated")
     data.add_argument("--val-images", metavar="DIR", help="the folder of their images")
     data.add_argument("--shapes", type=int, metavar="N", help="train on N drawn images of shapes instead")
+    data.add_argument("--classes", nargs="+", metavar="NAME", help="take these categories only, in this order")
     data.add_argument("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
     start = parser.add_argument_group("where the training starts")
     start.add_argument("--backbone-weights", metavar="FILE", help="ResNet of Keras applications (.h5, .npz)")
@@ -72,8 +78,7 @@ def main() -> int:
 
     config = base_config(arguments)
     train_set, val_set = datasets(arguments)
-    config = config.replace(class_names=(), num_classes=len(train_set.class_names))
-    config = config.replace(class_names=train_set.class_names).replace(**overrides)
+    config = fit_to_data(config, train_set, overrides.get("branches", config.branches)).replace(**overrides)
     result = mrcnn_tf.train(
         config,
         train_set,
@@ -114,6 +119,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise _cli.UsageError(f"--shapes {arguments.shapes}: at least one image is needed")
     if arguments.shapes is not None and arguments.val:
         raise _cli.UsageError("--shapes draws its validation images itself; leave --val out")
+    if arguments.shapes is not None and arguments.classes:
+        raise _cli.UsageError("--classes chooses categories of a json; --shapes has its own three")
 
 
 def base_config(arguments: argparse.Namespace):
@@ -124,13 +131,25 @@ def base_config(arguments: argparse.Namespace):
     return mrcnn_tf.Config.from_json(Path(arguments.config).read_text(encoding="utf-8"))
 
 
+def fit_to_data(config, train_set, branches):
+    """The configuration with the data set's classes and, where these branches want some, its keypoints."""
+    config = config.replace(class_names=(), num_classes=len(train_set.class_names))
+    config = config.replace(class_names=train_set.class_names)
+    names, known = train_set.keypoint_names, config.keypoint_head.names
+    # A file without names has numbered ones, which do not tell left from right.
+    numbered = names == tuple(f"keypoint {number}" for number in range(1, len(names) + 1))
+    if "keypoints" not in branches or not names or (numbered and len(names) == len(known)):
+        return config
+    return config.replace(keypoint_head={"names": names, "skeleton": train_set.skeleton})
+
+
 def datasets(arguments: argparse.Namespace) -> tuple:
     """Training and validation images; the latter may be None."""
     import mrcnn_tf
 
     if arguments.shapes is not None:
         return mrcnn_tf.shapes(arguments.shapes, seed=0), mrcnn_tf.shapes(max(20, arguments.shapes // 10), seed=1)
-    train_set = _cli.read_dataset(arguments.train, arguments.train_images, arguments.skip_bad)
+    train_set = _cli.read_dataset(arguments.train, arguments.train_images, arguments.skip_bad, arguments.classes)
     if arguments.val is None:
         return train_set, None
     names = train_set.class_names

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -33,6 +34,30 @@ def test_the_arithmetic_of_the_full_model(benchmark):
     function = tf.function(lambda data: model(data, training=False), input_signature=[signature])
     operations = benchmark.arithmetic(function.get_concrete_function().graph, model.config, 1)
     assert operations / 1e9 == pytest.approx(538, rel=0.01)
+
+
+def test_the_arithmetic_of_keypoints(benchmark):
+    """What the keypoint branch adds for 20 detections: eight convolutions, and a deconvolution of 16 taps a cell."""
+    config = preset("shapes", num_classes=1, detections__max_per_image=20)
+    signature = {"image": tf.TensorSpec((1, 64, 96, 3), tf.float32), "image_size": tf.TensorSpec((1, 2), tf.int32)}
+    operations = []
+    for branches in ((), ("keypoints",)):
+        model = MaskRCNN(config.replace(branches=branches, keypoint_head={"convs": (32, 16)}))
+        function = tf.function(lambda data: model(data, training=False), input_signature=[signature])  # noqa: B023
+        operations.append(benchmark.arithmetic(function.get_concrete_function().graph, model.config, 1))
+    expected = 2 * 20 * 14 * 14 * (9 * 128 * 32 + 9 * 32 * 16 + 16 * 16 * 17)
+    assert operations[1] - operations[0] == pytest.approx(expected)
+
+
+def test_a_training_step_of_every_branch(benchmark):
+    arguments = SimpleNamespace(preset="shapes", classes=1, repeats=1)
+    small = {"branches": ("mask", "keypoints"), "keypoint_head": {"convs": (8,)}, "roi": {"rois_per_image": 8}}
+    model = MaskRCNN(preset("shapes", num_classes=1, **small))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "build_model", lambda _: model)
+        patch.setattr(benchmark, "matrix_rate", lambda: 1e9)
+        report = benchmark.training(arguments, 64, 96, 1)
+    assert report["seconds_per_step"] > 0 and report["positive_rois_per_image"] >= 1
 
 
 def test_the_report():
