@@ -23,7 +23,13 @@ from mrcnn_tf.presets import preset
 from mrcnn_tf.proposing import save_proposals
 from mrcnn_tf.reporting import evaluation_report
 from mrcnn_tf.training.distribution import strategy
-from mrcnn_tf.training.errors import CheckpointError, DistributionError, NonFiniteLossError, TrainingInterrupted
+from mrcnn_tf.training.errors import (
+    CheckpointError,
+    DistributionError,
+    NonFiniteLossError,
+    TrainingInterrupted,
+    WorkerLostError,
+)
 from mrcnn_tf.training.run import TrainingResult, train
 from mrcnn_tf.weights.keras_applications import load_backbone
 from mrcnn_tf.weights.report import WeightsError
@@ -48,6 +54,7 @@ __all__ = [
     "TrainingInterrupted",
     "TrainingResult",
     "WeightsError",
+    "WorkerLostError",
     "detect",
     "evaluate_cityscapes",
     "evaluate_coco",

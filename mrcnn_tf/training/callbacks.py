@@ -14,10 +14,13 @@ from pathlib import Path
 import keras
 
 from mrcnn_tf.training.checkpoints import Checkpoint, write_atomically
+from mrcnn_tf.training.cluster import Team
 from mrcnn_tf.training.errors import NonFiniteLossError, TrainingInterrupted
 from mrcnn_tf.training.progress import Progress
 
 logger = logging.getLogger("mrcnn_tf")
+
+SMALLEST_SCALE = 2.0**-10  # of the loss in float16: no gradient that is any good needs a smaller one
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -45,6 +48,8 @@ class StopOnNonFinite(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         values = {name: float(value) for name, value in (logs or {}).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad and values.get("loss_scale", 1.0) < SMALLEST_SCALE:
+            bad = ["the gradients at any loss scale"]  # they were passed over again and again
         if bad:
             raise NonFiniteLossError(self._report(bad, values))
 
@@ -80,12 +85,14 @@ class GracefulStop(keras.callbacks.Callback):
         checkpoint: what saves.
         progress: shared with the other callbacks.
         how_to_resume: the end of the message.
+        team: the workers, who stop together when one of them gets a signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress, how_to_resume: str = ""):
+    def __init__(self, checkpoint: Checkpoint, progress: Progress, how_to_resume: str = "", team: Team | None = None):
         super().__init__()
+        self.team = team
         self.checkpoint = checkpoint
         self.progress = progress
         self.how_to_resume = how_to_resume
@@ -130,14 +137,22 @@ class GracefulStop(keras.callbacks.Callback):
         self._nothing_to_save = False
 
     def on_train_batch_end(self, batch, logs=None):
+        if self.team is not None and self.team.any(self._received is not None):
+            self._received = self._received or signal.SIGTERM
         if self._received is not None and not self.progress.at_epoch_end:
             self.checkpoint.save()
+            self._wait_for_others()
             raise self._interruption()
+
+    def _wait_for_others(self) -> None:
+        if self.team is not None:
+            self.team.wait()
 
     def on_epoch_end(self, epoch, logs=None):
         if self._received is not None:
             if not self.checkpoint.is_saved:
                 self.checkpoint.save_epoch(epoch, logs)
+            self._wait_for_others()
             raise self._interruption()
         self._nothing_to_save = self.checkpoint.is_saved
 

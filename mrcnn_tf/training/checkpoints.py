@@ -20,8 +20,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from mrcnn_tf.atomic import UNFINISHED, flush_to_disk, write_atomically
+from mrcnn_tf.stepping import has_machines
 from mrcnn_tf.training.errors import CheckpointError, NonFiniteLossError
 from mrcnn_tf.training.identity import check_identity
 from mrcnn_tf.training.progress import Progress
@@ -109,13 +111,20 @@ class CheckpointStore:
 
 
 def variable_groups(model: keras.Model) -> dict[str, list]:
-    """Everything that a training step changes."""
+    """Everything that a training step changes, but for what is zero between two updates.
+
+    The loss scale is a group of its own, without which a training goes on in another precision.
+    """
     if not model.optimizer.built:
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
+    optimizer = model.optimizer
+    scale = list(getattr(optimizer, "variables_of_scale", ()))
+    apart = {id(variable) for variable in [*scale, *getattr(optimizer, "variables_within_update", ())]}
     return {
         "model": list(model.variables),
-        "optimizer": list(model.optimizer.variables),
+        "optimizer": [variable for variable in optimizer.variables if id(variable) not in apart],
+        "loss_scale": scale,
         "metrics": list(model.metrics_variables),
     }
 
@@ -123,10 +132,17 @@ def variable_groups(model: keras.Model) -> dict[str, list]:
 def read_variables(model: keras.Model) -> dict[str, np.ndarray]:
     """The variables as {"group/number/path": array}."""
     return {
-        f"{group}/{number:05d}/{variable.path}": keras.ops.convert_to_numpy(variable)
+        f"{group}/{number:05d}/{variable.path}": _array(variable, model.distribute_strategy)
         for group, variables in variable_groups(model).items()
         for number, variable in enumerate(variables)
     }
+
+
+def _array(variable: keras.Variable, strategy: tf.distribute.Strategy) -> np.ndarray:
+    if not has_machines(strategy) or variable.value.aggregation != tf.VariableAggregation.SUM:
+        return keras.ops.convert_to_numpy(variable)
+    # A running mean, whose parts on the replicas are equal: adding them up would need the other machines.
+    return strategy.experimental_local_results(variable.value)[0].numpy() * strategy.num_replicas_in_sync
 
 
 def assign_variables(model: keras.Model, arrays: dict[str, np.ndarray], groups: tuple[str, ...]) -> None:
@@ -172,6 +188,7 @@ class Checkpoint(keras.callbacks.Callback):
         identity: see `identity.run_identity`; kept with the checkpoint, and compared on `restore`.
         every_steps: 0 saves at epoch ends only.
         evaluated: says whether an epoch (from 0) will be evaluated.
+        writes: whether this process is the one that writes.
     """
 
     def __init__(
@@ -181,9 +198,11 @@ class Checkpoint(keras.callbacks.Callback):
         identity: dict,
         every_steps: int = 0,
         evaluated: Callable[[int], bool] = lambda epoch: False,
+        writes: bool = True,
     ):
         super().__init__()
         self.evaluated = evaluated
+        self.writes = writes
         self._saved_at, self._seconds = -math.inf, 0.0
         self.store = store
         self.progress = progress
@@ -198,7 +217,8 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             CheckpointError: it cannot be read, or is of another configuration, data set or batch.
         """
-        self.store.clean()
+        if self.writes:
+            self.store.clean()
         found = self.store.read_latest()
         if found is None:
             return None
@@ -208,6 +228,8 @@ class Checkpoint(keras.callbacks.Callback):
             assign_variables(model, arrays, ("model", "optimizer"))
         except CheckpointError as error:
             raise CheckpointError(f"{path} does not fit the model: {error}") from error
+        if any(name.startswith("loss_scale/") for name in arrays) and model.optimizer.variables_of_scale:
+            assign_variables(model, arrays, ("loss_scale",))
         self._metrics = {name: array for name, array in arrays.items() if name.startswith("metrics/")}
         self.progress.step = state["step"]
         ap = state["best"]["ap"]
@@ -221,6 +243,8 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             NonFiniteLossError: a weight is NaN or infinite; the checkpoints stay as they are.
         """
+        if not self.writes:
+            return self.store.path(self.progress.step)
         started = time.perf_counter()
         arrays = read_variables(self.model)
         bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
@@ -249,7 +273,7 @@ class Checkpoint(keras.callbacks.Callback):
     def close_epoch(self) -> None:
         """Notes in the epoch's checkpoint that its end has been dealt with."""
         self.pending = None
-        if self.is_saved:
+        if self.writes and self.is_saved:
             self.store.write_state(self.progress.step, self._state())
 
     def _is_too_soon(self, epoch: int) -> bool:

@@ -1,27 +1,34 @@
-"""Which devices train: one, several GPUs, or (to try things out) several logical CPU devices."""
+"""Which devices train: one, several GPUs, several machines, or (to try things out) several logical CPU devices."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import tensorflow as tf
 
+from mrcnn_tf.training.cluster import multi_worker_strategy, workers_named
 from mrcnn_tf.training.errors import DistributionError
 
 
 def strategy(devices: int | str | Sequence[str] | None = None) -> tf.distribute.Strategy:
-    """The distribution strategy for some devices of this machine.
+    """The distribution strategy for some devices of this machine, or of several.
 
     One device gives TensorFlow's default strategy; several give a `MirroredStrategy`. Without a GPU,
     a number n > 1 stands for n logical devices on the CPU.
+
+    Where TF_CONFIG, or the Slurm step that this process belongs to, names several workers, they train together by a
+    `MultiWorkerMirroredStrategy`, each on all its GPUs or its CPU; this is then to be called before anything else.
 
     Args:
         devices: None or 1 for one device; a number; "auto" for all GPUs there are; or names, such as
             ["GPU:0", "GPU:2"].
 
     Raises:
-        DistributionError: there are not as many devices, or a name is unknown.
+        DistributionError: there are not as many devices, or a name is unknown; workers that do not find each other.
     """
+    if workers_named(os.environ) > 1:
+        return _of_workers(devices)
     gpus = tf.config.list_physical_devices("GPU")
     if devices == "auto":
         devices = max(1, len(gpus))
@@ -41,6 +48,17 @@ def strategy(devices: int | str | Sequence[str] | None = None) -> tf.distribute.
         return tf.distribute.MirroredStrategy([f"GPU:{index}" for index in range(devices)])
     split_cpu(devices)
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
+
+
+def _of_workers(devices: int | str | Sequence[str] | None) -> tf.distribute.Strategy:
+    made = multi_worker_strategy()
+    own = len(made.extended.worker_devices)
+    if devices not in (None, "auto") and str(devices) != str(own):
+        raise DistributionError(
+            f"devices = {devices}: of several machines each trains on all its devices, here {own}; "
+            "CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    return made
 
 
 def split_cpu(count: int) -> None:
@@ -76,20 +94,26 @@ def _named(names: list[str]) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(names)
 
 
-def global_batch_size(strategy: tf.distribute.Strategy, images_per_device: int, batch_size: int | None = None) -> int:
-    """Images of one step over all devices.
+def global_batch_size(
+    strategy: tf.distribute.Strategy, images_per_device: int, batch_size: int | None = None, accumulate: int = 1
+) -> int:
+    """Images of one step over all devices and micro-batches.
 
     Args:
         strategy: see `strategy`.
         images_per_device: of the configuration; counts when `batch_size` is None.
-        batch_size: the global batch, if it is given.
+        batch_size: the images of a step, if they are given.
+        accumulate: micro-batches of a step.
 
     Raises:
-        DistributionError: `batch_size` is no positive multiple of the number of devices.
+        DistributionError: `batch_size` is no positive multiple of devices and micro-batches.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size is None:
-        return images_per_device * replicas
-    if batch_size < 1 or batch_size % replicas:
-        raise DistributionError(f"a batch of {batch_size} images cannot be split evenly over {replicas} device(s)")
+        return images_per_device * replicas * accumulate
+    if batch_size < 1 or batch_size % (replicas * accumulate):
+        micro = f" in {accumulate} micro-batches" * (accumulate > 1)
+        raise DistributionError(
+            f"a batch of {batch_size} images cannot be split evenly over {replicas} device(s){micro}"
+        )
     return batch_size

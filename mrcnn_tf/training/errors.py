@@ -9,6 +9,10 @@ class DistributionError(ValueError):
     """Devices that are not there, or a batch that cannot be split over them."""
 
 
+class WorkerLostError(RuntimeError):
+    """Another of the processes that train together is gone; all are to be started again."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to another model, data set or batch."""
 

@@ -64,9 +64,9 @@ def segments(step: int, total_steps: int, steps_per_epoch: int) -> list[Segment]
 
 
 class StepCounter(keras.callbacks.Callback):
-    """Counts the updates in `progress`, and adds the learning rate to the logs.
+    """Counts the updates in `progress`, and adds the learning rate to the logs, and the loss scale if there is one.
 
-    Comes first of all callbacks. (`optimizer.iterations` would not count an update that a loss scale skips.)
+    Comes first of all callbacks. (Other optimisers' `iterations` need not count an update that a loss scale skips.)
     """
 
     def __init__(self, progress: Progress):
@@ -92,6 +92,9 @@ class StepCounter(keras.callbacks.Callback):
         # The optimiser's own property is already that of the next step.
         rate = schedule(self.progress.step - 1) if is_schedule else self.model.optimizer.learning_rate
         logs["learning_rate"] = float(rate)
+        scale = getattr(self.model.optimizer, "scale", None)
+        if scale is not None:
+            logs["loss_scale"] = float(scale.numpy())
 
 
 def fit_steps(

@@ -21,8 +21,11 @@ from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.training import logs
 from mrcnn_tf.training.callbacks import GracefulStop, StopOnNonFinite, Throughput
 from mrcnn_tf.training.checkpoints import UNFINISHED, Checkpoint, CheckpointStore, CloseEpoch, write_atomically
+from mrcnn_tf.training.cluster import Team
 from mrcnn_tf.training.distribution import global_batch_size, strategy
+from mrcnn_tf.training.errors import DistributionError
 from mrcnn_tf.training.identity import run_identity
+from mrcnn_tf.training.precision import precision
 from mrcnn_tf.training.progress import Progress, fit_steps
 from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure, columns, is_due
 from mrcnn_tf.weights.files import load_weights
@@ -53,6 +56,7 @@ class TrainingResult:
             without an evaluation.
         best_step: the step it was reached at.
         weights: what became of the backbone weights, if some were loaded.
+        is_chief: of several workers, whether this is the one that wrote the files and evaluated.
     """
 
     model: keras.Model
@@ -63,6 +67,7 @@ class TrainingResult:
     best_ap: float = math.nan
     best_step: int = 0
     weights: WeightsReport | None = None
+    is_chief: bool = True
 
 
 @dataclass
@@ -78,6 +83,7 @@ class _Run:
     steps: logs.StepLog
     stop: GracefulStop
     board: logs.TensorBoardLog
+    team: Team
     at_epoch_end: list = field(default_factory=list)
 
 
@@ -103,6 +109,9 @@ def train(
     checkpoints/ (the last two), best.weights.h5 (of the best validation AP), evaluation.json, pictures/,
     weights.txt (what was found in `backbone_weights`) and, at the end, model.keras.
 
+    Where several workers train together (see `distribution.strategy`), each calls this with the same arguments. The
+    folder is to be one that all of them see; the chief alone writes to it, while the others wait.
+
     Args:
         config: the model, the schedule and the data's treatment. Without class names it takes those of
             `train_set`.
@@ -111,13 +120,14 @@ def train(
         val_set: evaluated every `config.training.evaluate_every` epochs (0: never) and at the end; may be None.
         run_dir: the folder of this training.
         devices: see `distribution.strategy`.
-        batch_size: images of a step over all devices; None takes `config.training.images_per_device` for each.
+        batch_size: images of a step over all devices and its `config.training.accumulate` micro-batches; None takes
+            `config.training.images_per_device` for each.
         backbone_weights: a file for `weights.load_backbone`. Not read again when resuming.
         reinitialize_stages, last_norm_gamma: stages that start anew instead; see `weights.load_backbone`.
         initial_weights: weights of a whole model (`.weights.h5` or `.keras`) to start from.
         resume: False moves an earlier training of this folder to `earlier-1` (2, ...) in it and starts anew.
         validation_losses: whether to compute the losses on `val_set` as well.
-        callbacks: further Keras callbacks; what they add to an epoch's logs is logged.
+        callbacks: further Keras callbacks (of every worker); what they add to an epoch's logs is logged.
         verbose: 0 silent, 1 a progress bar (lines of text where there is no terminal), 2 lines of text.
 
     Raises:
@@ -127,36 +137,53 @@ def train(
         WeightsError: weights that do not fit.
         CheckpointError: the folder holds another training.
         NonFiniteLossError, TrainingInterrupted: a loss became NaN or infinite; Ctrl-C or SIGTERM, after saving.
+        WorkerLostError: another worker is gone.
     """
     chosen = strategy(devices)
     config = _with_classes(config, train_set, val_set)
-    run = _prepare(config, train_set, global_batch_size(chosen, config.training.images_per_device, batch_size), run_dir)
+    training = config.training
+    batch = global_batch_size(chosen, training.images_per_device, batch_size, training.accumulate)
+    run = _prepare(config, train_set, batch, run_dir, Team(chosen))
     weights = (initial_weights, backbone_weights, reinitialize_stages, last_norm_gamma)
     model, report = _start(run, chosen, resume, *weights)
     start = run.progress.step
     every = _callbacks(run, val_set if config.training.evaluate_every else None, validation_losses, callbacks, verbose)
-    with run.stop, clear_data_errors():
+    with run.stop, clear_data_errors(), run.team.together(HOW_TO_RESUME):
         _finish_epoch(run, model)
         fit_steps(model, lambda step: _batches(run, train_set, step), run.progress, every)
-        _save(model, run, start)
+        if run.team.is_chief:
+            _save(model, run, start)
+        run.team.wait()
     run.board.close()
     done, best_ap, best_step = run.progress.step, run.progress.best_ap, run.progress.best_step
-    return TrainingResult(model, run.log.history, run.run_dir, done, start, best_ap, best_step, report)
+    history, is_chief = run.log.history, run.team.is_chief
+    return TrainingResult(model, history, run.run_dir, done, start, best_ap, best_step, report, is_chief)
 
 
 def _start(run: _Run, chosen: tf.distribute.Strategy, resume: bool, *weights) -> tuple[keras.Model, Any]:
     """The model at the checkpoint's step, or at step 0 with its first weights and the report on them."""
-    if not resume:
-        _set_aside(run.run_dir)
-    _clean(run.run_dir)
-    model = _build(run.config, chosen, run.plan.batch_size)
-    found = run.checkpoint.restore(model)
+    team, text = run.team, run.config.to_json() + "\n"
+    with team.together(HOW_TO_RESUME):
+        if team.is_chief:
+            if not resume:
+                _set_aside(run.run_dir)
+            _clean(run.run_dir)
+        team.wait()
+        model = _build(run.config, chosen, run.plan.batch_size // run.config.training.accumulate)
+        found = run.checkpoint.restore(model)
+        if team.mean(run.progress.step) != run.progress.step:
+            raise DistributionError(
+                f"the workers find different checkpoints; {run.run_dir} is to be seen by all of them"
+            )
     report = None
     if found is None:
-        report = _load(model, *weights, run.run_dir)
+        report = _load(model, *weights)
     else:
         logger.info("resuming from %s: step %d of %d", found, run.progress.step, run.progress.total_steps)
-    write_atomically(run.run_dir / "config.json", lambda path: path.write_text(run.config.to_json() + "\n", "utf-8"))
+    if team.is_chief:
+        write_atomically(run.run_dir / "config.json", lambda path: path.write_text(text, "utf-8"))
+        if report is not None:
+            (run.run_dir / "weights.txt").write_text(report.summary() + "\n", encoding="utf-8")
     return model, report
 
 
@@ -179,7 +206,7 @@ def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
     return config if config.class_names else config.replace(class_names=names)
 
 
-def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path) -> _Run:
+def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path, team: Team) -> _Run:
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(train_set, batch, config.training.seed, config.data.drop_empty)
@@ -187,7 +214,7 @@ def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path) ->
     progress = Progress(config.training.steps, steps_per_epoch)
     identity = run_identity(config, train_set, batch, steps_per_epoch)
     store = CheckpointStore(run_dir / "checkpoints")
-    checkpoint = Checkpoint(store, progress, identity, config.training.checkpoint_every)
+    checkpoint = Checkpoint(store, progress, identity, config.training.checkpoint_every, writes=team.is_chief)
     return _Run(
         config=config,
         run_dir=run_dir,
@@ -196,8 +223,9 @@ def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path) ->
         checkpoint=checkpoint,
         log=logs.EpochLog(run_dir / "log.csv", progress),
         steps=logs.StepLog(run_dir / "steps.jsonl", progress),
-        stop=GracefulStop(checkpoint, progress, HOW_TO_RESUME),
+        stop=GracefulStop(checkpoint, progress, HOW_TO_RESUME, team if team.count > 1 else None),
         board=logs.TensorBoardLog(run_dir / "tensorboard", progress),
+        team=team,
     )
 
 
@@ -223,25 +251,24 @@ def _clean(run_dir: Path) -> None:
 
 def _build(config: Config, chosen: tf.distribute.Strategy, batch: int) -> keras.Model:
     keras.utils.set_random_seed(config.training.seed)
-    with chosen.scope():
+    with chosen.scope(), precision(config.training.precision):
         model = MaskRCNN(config)
         model.compile(global_batch=batch)
     return model
 
 
-def _load(model, initial_weights, backbone_weights, stages, last_norm_gamma, run_dir: Path) -> WeightsReport | None:
-    report = None
+def _load(model, initial_weights, backbone_weights, stages, last_norm_gamma) -> WeightsReport | None:
     if initial_weights is not None:
         load_weights(model, initial_weights)
-    if backbone_weights is not None:
-        report = load_backbone(model, backbone_weights, stages, last_norm_gamma)
-        (run_dir / "weights.txt").write_text(report.summary() + "\n", encoding="utf-8")
-    return report
+    if backbone_weights is None:
+        return None
+    return load_backbone(model, backbone_weights, stages, last_norm_gamma)
 
 
 def _batches(run: _Run, train_set: Any, step: int) -> tf.data.Dataset:
     plan = run.plan
-    return training_batches(train_set, run.config, plan.batch_size, plan.seed, start_step=step, plan=plan)
+    images = plan.batch_size // run.config.training.accumulate
+    return training_batches(train_set, run.config, images, plan.seed, start_step=step, plan=plan)
 
 
 def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence, verbose: int) -> list:
@@ -254,7 +281,7 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
     measured: list = []
     if val_set is not None:
         if validation_losses:
-            batch = run.plan.batch_size
+            batch = run.plan.batch_size // training.accumulate
             measured.append(
                 ValidationLosses(
                     lambda: evaluation_batches(val_set, run.config, batch), progress, training.evaluate_every
@@ -265,6 +292,10 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
             measure = coco_measure(val_set, run.run_dir, show=bool(verbose) and sys.stderr.isatty())
             measured.append(CocoEvaluation(measure, run.run_dir, progress, training.evaluate_every))
             run.log.columns = columns(kinds_of(run.config, val_set))
+    if not run.team.is_chief:
+        # Others take part in what the devices compute together, and write nothing.
+        run.at_epoch_end = [callback for callback in measured if isinstance(callback, ValidationLosses)]
+        return [StopOnNonFinite(progress, run.plan.image_ids), run.checkpoint, run.stop, *run.at_epoch_end, *more]
     curves = logs.Curves(run.log, run.steps, run.run_dir / "pictures" / "curves.png")
     run.at_epoch_end = [*measured, run.log, run.board, curves, *shown, CloseEpoch(run.checkpoint)]
     every_step = [
@@ -281,8 +312,9 @@ def _callbacks(run: _Run, val_set: Any, validation_losses: bool, more: Sequence,
 def _finish_epoch(run: _Run, model: keras.Model) -> None:
     """Brings the logs to the checkpoint's step, and catches up on an evaluation that was interrupted."""
     pending = run.checkpoint.pending
-    run.steps.rewind(run.progress.step)
-    run.log.rewind(run.progress.step, None if pending is None else pending["epoch"])
+    if run.team.is_chief:
+        run.steps.rewind(run.progress.step)
+        run.log.rewind(run.progress.step, None if pending is None else pending["epoch"])
     if pending is None:
         return
     run.checkpoint.set_model(model)
