@@ -15,6 +15,7 @@ from mrcnn_tf.evaluation.detect import detect
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.parts import part_of, weights_of
 from mrcnn_tf.proposing import save_proposals
+from mrcnn_tf.weights.files import load_weights
 from tests.support.tiny import calm, tiny_config
 
 
@@ -162,6 +163,23 @@ def test_only_what_is_named_is_trained(parts, backbone, losses, data, truth_file
             assert len(moved) > 0.8 * len(trained) > 0
         else:
             assert moved == []
+
+
+def test_weights_of_a_training_of_other_parts_start_anew(data, truth_file, tmp_path):
+    """Not its momenta, which are of other weights, nor its step, where the schedule would go on."""
+    first = build(training={"parts": ("rpn",)})
+    first.compile()
+    first.fit(training_batches(data, first.config, 2, steps=1), verbose=0)
+    first.save(tmp_path / "model.keras")
+    second = build(training={"parts": ("heads",)})
+    second.compile()
+    load_weights(second, tmp_path / "model.keras")
+    for part in ("rpn", "heads", "backbone"):
+        expected, found = weights_of(first, part), weights_of(second, part)
+        assert all(np.array_equal(expected[path], found[path]) for path in expected)
+    assert int(second.optimizer.iterations) == 0
+    second.fit(training_batches(with_proposals(data, truth_file), second.config, 2, steps=1), verbose=0)
+    assert int(second.optimizer.iterations) == 1
 
 
 def test_the_parts_of_a_model():

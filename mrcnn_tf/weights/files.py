@@ -96,10 +96,14 @@ def load_weights(model: Any, path: str | Path) -> None:
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     _check_keras_shapes(model, stored, path)
+    # Keras would load the optimiser as well: its momenta, and the step from which a schedule goes on.
+    optimizer, model.optimizer = getattr(model, "optimizer", None), None
     try:
         model.load_weights(path)
     except ValueError as error:
         raise WeightsError(f"{path} does not fit the model: {error}") from error
+    finally:
+        model.optimizer = optimizer
     untrained.mark(model, _keras_mark(path))
 
 
