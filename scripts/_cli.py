@@ -144,6 +144,19 @@ def read_dataset(path: str, images: str | None, skip_bad: bool, class_names: Seq
     return dataset
 
 
+def read_cityscapes(root: str, split: str, skip_bad: bool) -> Any:
+    """A split of Cityscapes; tells how many images it has.
+
+    Raises:
+        DataError: what cannot be used.
+    """
+    import mrcnn_tf
+
+    dataset = mrcnn_tf.read_cityscapes(root, split, skip_bad=skip_bad)
+    print(f"{dataset.name}: {len(dataset)} images, {len(dataset.class_names)} classes", flush=True)
+    return dataset
+
+
 def print_problems(*datasets: Any) -> None:
     """Tells, at the end of a command, what was skipped of each data set."""
     for dataset in datasets:

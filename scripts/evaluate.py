@@ -32,11 +32,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", metavar="JSON", help="annotations, COCO format")
     add("--images", metavar="DIR", help="the folder of their images")
     add("--shapes", type=int, metavar="N", help="evaluate on N drawn images of shapes instead")
+    add("--cityscapes", metavar="DIR", help="evaluate on Cityscapes' validation images instead")
     add("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
     add("--output", metavar="DIR", help="where the results go (default: 'evaluation' in the model's folder)")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--max-detections", type=int, metavar="N", help="detections an image that count (default: the model's limit)")
     add("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
+    add("--proposals", metavar="FILE", help="of save_proposals.py, to look at these and not at the model's own")
     _cli.add_augmentation(parser)
     _cli.add_overrides(parser)
     return parser.parse_intermixed_args()
@@ -45,19 +47,23 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = _cli.parse_overrides(arguments.overrides)
-    if (arguments.data is None) == (arguments.shapes is None):
-        raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N")
+    if sum(given is not None for given in (arguments.data, arguments.shapes, arguments.cityscapes)) != 1:
+        raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N, or --cityscapes DIR")
     import mrcnn_tf
 
     model = mrcnn_tf.load(arguments.model, **overrides)
     names = model.config.class_names
     if arguments.shapes is not None:
         dataset = mrcnn_tf.shapes(arguments.shapes, seed=1)
+    elif arguments.cityscapes is not None:
+        dataset = _cli.read_cityscapes(arguments.cityscapes, "val", arguments.skip_bad)
     else:
         dataset = _cli.read_dataset(arguments.data, arguments.images, arguments.skip_bad, names)
     if len(dataset.class_names) != model.config.num_classes:
         known = model.config.num_classes
         raise _cli.UsageError(f"the model knows {known} classes, {dataset.name} has {len(dataset.class_names)}")
+    if arguments.proposals is not None:
+        dataset = mrcnn_tf.with_proposals(dataset, arguments.proposals)
     source = Path(arguments.model)
     beside = (source if source.is_dir() else source.parent) / "evaluation"
     output = Path(arguments.output or beside)

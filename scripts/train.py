@@ -37,9 +37,21 @@ EXAMPLES = """examples:
 
 def parse_arguments() -> argparse.Namespace:
     parser = _cli.make_parser(__doc__, EXAMPLES, _presets.PRESETS, _cli.OVERRIDES)
+    add_arguments(parser)
+    more = parser.add_argument_group("further")
+    more.add_argument("--weights", metavar="FILE", help="weights of a whole model (.weights.h5, .keras) to start from")
+    more.add_argument("--val-losses", action="store_true", help="compute the losses on the validation images as well")
+    more.add_argument("--proposals", metavar="FILE", help="of save_proposals.py, for training.parts=heads")
+    more.add_argument("--val-proposals", metavar="FILE", help="the same of the validation images")
+    _cli.add_overrides(parser)
+    return parser.parse_intermixed_args()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every training takes, the one in four steps as well."""
     add = parser.add_argument
     add("--run-dir", required=True, metavar="DIR", help="folder of this training (made if it is not there)")
-    add("--preset", metavar="NAME", help="named configuration, see below (default: mask_rcnn_r50_fpn)")
+    add("--preset", metavar="NAME", help="named configuration, see below (default: mask_rcnn_r50_fpn, or cityscapes)")
     add("--config", metavar="FILE", help="a config.json in place of a preset")
     data = parser.add_argument_group("data")
     data.add_argument("--train", metavar="JSON", help="training annotations, COCO format")
@@ -47,6 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--val", metavar="JSON", help="validation annotations; without them nothing is evaluated")
     data.add_argument("--val-images", metavar="DIR", help="the folder of their images")
     data.add_argument("--shapes", type=int, metavar="N", help="train on N drawn images of shapes instead")
+    data.add_argument(
+        "--cityscapes", metavar="DIR", help="train on Cityscapes instead: the folder with leftImg8bit/ and gtFine/"
+    )
     data.add_argument("--classes", nargs="+", metavar="NAME", help="take these categories only, in this order")
     data.add_argument("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
     start = parser.add_argument_group("where the training starts")
@@ -58,16 +73,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STAGE",
         help="stages of the backbone to draw anew all the same: stem res2 res3 res4 res5",
     )
-    start.add_argument("--weights", metavar="FILE", help="weights of a whole model (.weights.h5, .keras) to start from")
     start.add_argument("--fresh", action="store_true", help="start anew; an earlier training is moved to earlier-1/")
     run = parser.add_argument_group("how it runs")
     run.add_argument("--devices", metavar="N", help="number of GPUs, 'auto' for all of them, or names: GPU:0,GPU:2")
     run.add_argument(
         "--batch-size", type=int, metavar="N", help="images a step over all devices (default: of the preset)"
     )
-    run.add_argument("--val-losses", action="store_true", help="compute the losses on the validation images as well")
-    _cli.add_overrides(parser)
-    return parser.parse_intermixed_args()
 
 
 def main() -> int:
@@ -78,6 +89,10 @@ def main() -> int:
 
     config = base_config(arguments)
     train_set, val_set = datasets(arguments)
+    if arguments.proposals is not None:
+        train_set = mrcnn_tf.with_proposals(train_set, arguments.proposals)
+    if arguments.val_proposals is not None:
+        val_set = mrcnn_tf.with_proposals(val_set, arguments.val_proposals)
     config = fit_to_data(config, train_set, overrides.get("branches", config.branches)).replace(**overrides)
     result = mrcnn_tf.train(
         config,
@@ -98,7 +113,7 @@ def main() -> int:
         "log": run_dir / "log.csv",
         "curves": run_dir / "pictures" / "curves.png",
     }
-    if val_set is not None:
+    if val_set is not None and "heads" in config.training.parts:
         # With the weights that `mrcnn_tf.load` takes from the folder: the best ones, where some were kept.
         model = mrcnn_tf.load(run_dir) if result.best_step else result.model
         print(mrcnn_tf.evaluation_report(model, val_set, run_dir / "evaluation").table())
@@ -111,8 +126,8 @@ def main() -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuses arguments that do not go together, before TensorFlow's slow start."""
-    if (arguments.train is None) == (arguments.shapes is None):
-        raise _cli.UsageError("give either --train JSON with --train-images DIR, or --shapes N")
+    if sum(given is not None for given in (arguments.train, arguments.shapes, arguments.cityscapes)) != 1:
+        raise _cli.UsageError("give either --train JSON with --train-images DIR, or --shapes N, or --cityscapes DIR")
     if arguments.preset and arguments.config:
         raise _cli.UsageError("give either --preset or --config")
     if arguments.shapes is not None and arguments.shapes < 1:
@@ -121,13 +136,17 @@ def check(arguments: argparse.Namespace) -> None:
         raise _cli.UsageError("--shapes draws its validation images itself; leave --val out")
     if arguments.shapes is not None and arguments.classes:
         raise _cli.UsageError("--classes chooses categories of a json; --shapes has its own three")
+    if getattr(arguments, "val_proposals", None) is not None and arguments.val is None and arguments.shapes is None:
+        raise _cli.UsageError("--val-proposals are those of validation images: --val JSON with --val-images DIR")
+    if arguments.cityscapes is not None and (arguments.val or arguments.classes):
+        raise _cli.UsageError("--cityscapes has its own validation images and classes; leave --val and --classes out")
 
 
 def base_config(arguments: argparse.Namespace):
     import mrcnn_tf
 
     if arguments.config is None:
-        return mrcnn_tf.preset(arguments.preset or "mask_rcnn_r50_fpn")
+        return mrcnn_tf.preset(arguments.preset or ("cityscapes" if arguments.cityscapes else "mask_rcnn_r50_fpn"))
     return mrcnn_tf.Config.from_json(Path(arguments.config).read_text(encoding="utf-8"))
 
 
@@ -149,6 +168,9 @@ def datasets(arguments: argparse.Namespace) -> tuple:
 
     if arguments.shapes is not None:
         return mrcnn_tf.shapes(arguments.shapes, seed=0), mrcnn_tf.shapes(max(20, arguments.shapes // 10), seed=1)
+    if arguments.cityscapes is not None:
+        root, skip_bad = arguments.cityscapes, arguments.skip_bad
+        return _cli.read_cityscapes(root, "train", skip_bad), _cli.read_cityscapes(root, "val", skip_bad)
     train_set = _cli.read_dataset(arguments.train, arguments.train_images, arguments.skip_bad, arguments.classes)
     if arguments.val is None:
         return train_set, None

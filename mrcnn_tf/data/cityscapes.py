@@ -46,7 +46,7 @@ def read_cityscapes(
     and from the polygons where an image has no such file; both give the same pixels. Images are numbered from 1 in
     the order of their names.
 
-    All annotations are read at once, on several threads: some 40 ms of a core for each image. They stay in memory as
+    All annotations are read at once, on several threads: some 50 ms of a core for each image. They stay in memory as
     RLE, about 20 MB for the training images.
 
     Args:

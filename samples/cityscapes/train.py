@@ -3,8 +3,8 @@
 
 A ResNet-50-FPN from ImageNet weights in 24,000 steps, or from a whole model's COCO weights in 4,000: seven of the eight
 classes are carried over, riders are new. The presets "cityscapes" and "cityscapes_from_coco" hold all values. They are
-for 8 GPUs with an image on each; where a step has fewer images, the learning rate is lowered in proportion and the steps
-have to be more.
+for 8 GPUs with an image on each; where a step has fewer, the learning rate is lowered in proportion and the steps have
+to be more.
 """
 
 from __future__ import annotations

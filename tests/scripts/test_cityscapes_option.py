@@ -1,0 +1,68 @@
+"""--cityscapes of the command lines: which images and which preset it takes."""
+
+import pytest
+
+import mrcnn_tf
+from tests.support.cityscapes_folder import random_scene, write_scene
+from tests.support.commands import run_command
+
+
+@pytest.fixture
+def root(tmp_path):
+    for split, count in (("train", 2), ("val", 1)):
+        for number in range(count):
+            write_scene(tmp_path / "data", split, f"bonn_{number:06d}_000019", random_scene(number, (32, 48)))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What a command hands over, which is then not done: {function: its positional arguments}."""
+    calls = {}
+
+    def stop_at(name):
+        def instead(*arguments, **options):
+            calls[name] = arguments
+            raise mrcnn_tf.DataError("far enough")
+
+        return instead
+
+    for name in ("train", "evaluation_report"):
+        monkeypatch.setattr(mrcnn_tf, name, stop_at(name))
+    return calls
+
+
+def test_train_takes_both_splits_and_the_preset(root, tmp_path, given, capsys):
+    assert run_command("train", "--cityscapes", root, "--run-dir", tmp_path / "run", "training.steps=7") == 2
+    assert "error: far enough" in capsys.readouterr().err
+    config, train_set, val_set, _ = given["train"]
+    assert config == mrcnn_tf.preset("cityscapes", training__steps=7)
+    assert (train_set.name, len(train_set)) == (f"Cityscapes train ({root})", 2)
+    assert (val_set.name, len(val_set)) == (f"Cityscapes val ({root})", 1)
+
+
+def test_train_takes_another_preset(root, tmp_path, given):
+    run_command("train", "--cityscapes", root, "--preset", "mask_rcnn_r101_fpn", "--run-dir", tmp_path / "run")
+    config = given["train"][0]
+    assert config.backbone.name == "resnet101" and config.class_names == tuple(given["train"][1].class_names)
+
+
+def test_evaluate_takes_the_validation_images(root, tmp_path, given, monkeypatch):
+    class Model:
+        config = mrcnn_tf.preset("cityscapes")
+
+    monkeypatch.setattr(mrcnn_tf, "load", lambda path, **values: Model)
+    run_command("evaluate", tmp_path, "--cityscapes", root)
+    model, dataset, folder = given["evaluation_report"]
+    assert model is Model and dataset.name == f"Cityscapes val ({root})" and folder == tmp_path / "evaluation"
+
+
+@pytest.mark.parametrize("more", [("--shapes", 4), ("--val", "val.json"), ("--classes", "car"), ("--train", "a.json")])
+def test_what_does_not_go_together(more, tmp_path, capsys):
+    assert run_command("train", "--cityscapes", tmp_path, "--run-dir", tmp_path / "run", *more) == 2
+    assert "--cityscapes" in capsys.readouterr().err
+
+
+def test_a_wrong_folder_is_told(root, tmp_path, capsys):
+    assert run_command("train", "--cityscapes", root / "gtFine", "--run-dir", tmp_path / "run") == 2
+    assert capsys.readouterr().err.strip().endswith(f"give {root} instead")
