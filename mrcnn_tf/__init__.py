@@ -22,6 +22,7 @@ from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
 from mrcnn_tf.proposing import save_proposals
 from mrcnn_tf.reporting import evaluation_report
+from mrcnn_tf.training.alternating import AlternatingResult, train_alternating
 from mrcnn_tf.training.distribution import strategy
 from mrcnn_tf.training.errors import (
     CheckpointError,
@@ -37,6 +38,7 @@ from mrcnn_tf.weights.report import WeightsError
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlternatingResult",
     "Augmentation",
     "CheckpointError",
     "CityscapesEvaluation",
@@ -74,6 +76,7 @@ __all__ = [
     "shapes",
     "strategy",
     "train",
+    "train_alternating",
     "training_batches",
     "visualize",
     "weights",

@@ -7,7 +7,9 @@ import pytest
 from mrcnn_tf import presets
 from tests.support.commands import ROOT
 
-SCRIPTS = ("train", "evaluate", "predict", "export", "convert_weights", "benchmark")
+SCRIPTS = (
+    *("train", "train_alternating", "save_proposals", "evaluate", "predict", "export", "convert_weights", "benchmark"),
+)
 
 
 @pytest.fixture(scope="module")
