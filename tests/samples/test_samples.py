@@ -37,7 +37,7 @@ def test_nucleus_in_a_few_steps(nuclei, backbone_weights, tmp_path, capsys):
 
 
 def test_samples_say_what_is_missing(tmp_path, capsys):
-    for sample in ("nucleus/nucleus.py", "coco/overfit.py"):
+    for sample in ("nucleus/nucleus.py", "coco/overfit.py", "keypoints/overfit.py"):
         assert run_sample(sample, "--data", tmp_path, "--run-dir", tmp_path / "run") == 2
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith("error: ") and str(tmp_path) in lines[-1]
@@ -64,4 +64,13 @@ def test_coco_images_are_learnt_by_heart(coco_mini, backbone_weights, tmp_path):
     assert run_sample("coco/overfit.py", *arguments) == 0
     reached = metrics(tmp_path / "evaluation-train")
     assert reached["box/AP50"] >= 0.5 and reached["mask/AP50"] >= 0.4
+    assert json.loads((tmp_path / "evaluation-val" / "evaluation.json").read_text())["images"] == 79
+
+
+@pytest.mark.slow
+def test_keypoints_of_persons_are_learnt_by_heart(coco_mini, backbone_weights, tmp_path):
+    arguments = ["--data", coco_mini, "--weights", backbone_weights, "--run-dir", tmp_path]
+    assert run_sample("keypoints/overfit.py", *arguments) == 0
+    reached = metrics(tmp_path / "evaluation-train")
+    assert reached["keypoints/AP"] >= 0.5 and reached["box/AP50"] >= 0.5
     assert json.loads((tmp_path / "evaluation-val" / "evaluation.json").read_text())["images"] == 79
