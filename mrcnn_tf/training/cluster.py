@@ -173,7 +173,8 @@ class Team:
     @tf.autograph.experimental.do_not_convert
     def _sum_over_devices(self, value: tf.Tensor) -> tf.Tensor:
         def add_up(value):
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+            own = tf.identity(value)  # on this device; an argument is nowhere yet
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
         return self.strategy.experimental_local_results(self.strategy.run(add_up, args=(value,)))[0]
 
@@ -203,7 +204,9 @@ class Team:
         except LOST as error:
             if self.count == 1:
                 raise
+            gone = sorted(set(re.findall(r"/job:(\w+)/replica:0/task:(\d+)", error.message)))
+            which = " and ".join(f"{job} {number}" for job, number in gone) or "another worker"
             raise WorkerLostError(
-                f"worker {self.index} of {self.count}: the training ended, since another worker is gone or cannot be "
-                f"reached. {how_to_resume}\n  ({' '.join(error.message.split())[:300]})"
+                f"worker {self.index} of {self.count}: the training ended, since {which} is gone or cannot be reached "
+                f"({type(error).__name__}). {how_to_resume}".rstrip()
             ) from error

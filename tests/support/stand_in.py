@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf.optimizer import make_optimizer
+from mrcnn_tf.stepping import has_machines, shared_out, step_function
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -25,11 +26,21 @@ class StandIn(keras.Model):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         pass
 
+    def fit(self, x=None, *args, **kwargs):
+        return super().fit(shared_out(x, self.distribute_strategy), *args, **kwargs)
+
+    def make_train_function(self, force=False):
+        if not has_machines(self.distribute_strategy):
+            return super().make_train_function(force)
+        self.train_function = step_function(self.distribute_strategy, self.train_step)
+
     def train_step(self, data):
         with tf.GradientTape() as tape:
             values = self._values(data)
+            # The replicas' gradients are added up.
+            share = values["loss"] / tf.distribute.get_replica_context().num_replicas_in_sync
         variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(values["loss"], variables), variables)
+        self.optimizer.apply(tape.gradient(share, variables), variables)
         return self._logs(values)
 
     def test_step(self, data):
@@ -66,11 +77,18 @@ def stand_in(config, seed: int = 0, global_batch: int = 2) -> StandIn:
 def batches(step: int = 0, batch_size: int = 2) -> tf.data.Dataset:
     """Batches without end from a step on, each a function of the step alone."""
 
-    def batch(index):
-        x = tf.random.stateless_normal([batch_size, 3], tf.stack([index, 7]))
-        return {"x": x, "y": x[:, :2] * tf.constant([1.0, -2.0]) + 0.5}
+    def part(machine=0, machines=1, devices=1):
+        def batch(index):
+            x = tf.random.stateless_normal([batch_size, 3], tf.stack([index, 7]))
+            own = batch_size // machines
+            x = x[machine * own : (machine + 1) * own]
+            return {"x": x, "y": x[:, :2] * tf.constant([1.0, -2.0]) + 0.5}
 
-    return tf.data.Dataset.counter(step).map(batch)
+        return tf.data.Dataset.counter(step).map(batch)
+
+    whole = part()
+    whole.part = part
+    return whole
 
 
 def weights_and_momenta(model) -> list[np.ndarray]:
