@@ -33,6 +33,9 @@ class FlattenRoIs(keras.layers.Layer):
 class UnflattenRoIs(keras.layers.Layer):
     """values [B * N, ...] and boxes [B, N, 4] -> values [B, N, ...]."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"}, autocast=False)
+
     def call(self, values, boxes):
         shape = tf.shape(boxes)
         output = tf.reshape(values, tf.concat([shape[:2], tf.shape(values)[1:]], axis=0))

@@ -15,7 +15,7 @@ logger = logging.getLogger("mrcnn_tf")
 
 # Of no consequence for the steps already made. (The batch and the epochs' length are compared as such.)
 FREE = ("detections.", "training.steps", "training.evaluate_every", "training.checkpoint_every")
-FREE_TOO = ("training.images_per_device", "training.steps_per_epoch")
+FREE_TOO = ("training.images_per_device", "training.accumulate", "training.steps_per_epoch")
 # Changing these is a decision that one may take in the middle of a training; it is mentioned in the log.
 NOTED = "training."
 # The seed orders the data; the others say which weights have momenta.
