@@ -207,14 +207,16 @@ def random_images(height: int, width: int, batch: int) -> dict:
 
 
 def best_time(function: Callable, repeats: int) -> float:
-    """Least seconds of `repeats` runs, after one that builds the graph."""
-    function()
+    """Least seconds of `repeats` runs, after one that builds the graph; a GPU's work is waited for."""
+    import tensorflow as tf
+
     seconds = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         start = time.perf_counter()
         function()
+        tf.test.experimental.sync_devices()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds[1:])
 
 
 def matrix_rate() -> float:

@@ -1,0 +1,392 @@
+"""scripts/reproduce.py: the tables' rows, their small forms, what is resumed, and what is written."""
+
+import argparse
+import importlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import mrcnn_tf
+from mrcnn_tf import presets
+from tests.support.commands import ROOT, run_command, write_coco
+from tests.support.tiny import calm
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+def module(name: str):
+    return importlib.import_module(name)
+
+
+# === The rows ===
+
+
+def test_every_row_is_a_preset_with_a_number_for_each_column():
+    tables = module("_paper_tables").TABLES
+    assert list(tables) == ["1", "2a", "2b", "2c", "2d", "2e", "3", "5", "6", "7"]
+    for table in tables.values():
+        assert len({row.name for row in table.rows}) == len(table.rows)
+        for row in table.rows:
+            assert len(row.paper) == len(table.metrics), (table.name, row.name)
+            assert all(value is None or 0 < value < 100 for value in row.paper)
+            assert row.preset in presets.names() or not row.preset
+
+
+def test_the_papers_own_numbers_have_the_directions_it_tells():
+    paper = module("_paper_tables")
+    found = {}
+    for table in paper.TABLES.values():
+        for direction in table.directions:
+            values = [(sign, paper.paper_value(t, row, direction.metric)) for sign, t, row in direction.terms]
+            found[f"{table.name}: {direction.text}"] = round(sum(sign * value for sign, value in values), 1)
+    assert all(value > 0 for value in found.values())
+    # As section 4 tells them: 5.5 points for sigmoids, 10.5 and 2.1, and .9 of box AP.
+    assert found["2b: sigmoid above softmax"] == 5.5
+    assert found["2d: RoIAlign above RoIPool: masks"] == 10.5
+    assert found["2e: FCN above the MLP of two layers"] == 2.1
+    assert found["3: training masks does not hurt boxes"] == 0.9
+    assert found["6: RoIAlign above RoIPool"] == 4.4
+
+
+def rows():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        tables = importlib.import_module("_paper_tables").TABLES.values()
+    return {row.preset: table.data for table in tables for row in table.trained if table.data != "cityscapes"}
+
+
+@pytest.mark.parametrize(("preset", "data"), rows().items())
+def test_a_proxy_keeps_what_its_row_is_about(preset, data):
+    proxy = module("_proxy")
+    original = mrcnn_tf.preset(preset)
+    _, dataset = proxy.data(data, 1, seed=0)
+    small = proxy.proxy_config(original, dataset)
+    assert small.backbone.features == original.backbone.features
+    assert (small.roi.layer, small.roi.reduce) == (original.roi.layer, original.roi.reduce)
+    assert small.branches == original.branches
+    assert small.mask_head.activation == original.mask_head.activation
+    assert small.mask_head.class_agnostic == original.mask_head.class_agnostic
+    assert len(small.mask_head.fc) == len(original.mask_head.fc)
+    assert len(small.mask_head.convs) == len(original.mask_head.convs)
+    assert len(small.keypoint_head.convs) == len(original.keypoint_head.convs)
+    assert small.backbone.norm == "frozen" and small.backbone.frozen_stages == original.backbone.frozen_stages
+    assert small.mask_side == original.mask_side and small.class_names == dataset.class_names
+    deeper = {"resnet50": 18, "resnet101": 34, "resnext101_64x4d": 50}[original.backbone.name]
+    assert small.backbone.name == f"resnet{deeper}"
+
+
+def test_training_and_held_out_images_are_of_other_seeds():
+    proxy = module("_proxy")
+    for kind in ("instances", "persons"):
+        train, held_out = proxy.data(kind, 2, seed=1)
+        other, same = proxy.data(kind, 2, seed=2)
+        assert len(train) == 2 * proxy.BATCH and len(held_out) == proxy.HELD_OUT
+        assert not np.array_equal(train.example(0).pixels, held_out.example(0).pixels)
+        assert not np.array_equal(train.example(0).pixels, other.example(0).pixels)
+        np.testing.assert_array_equal(held_out.example(3).pixels, same.example(3).pixels)
+
+
+def test_kites_have_their_keypoints_where_they_are_drawn():
+    kites = module("_proxy").Kites(12, seed=0)
+    seen = hidden = 0
+    for index in range(12):
+        example = kites.example(index)
+        masks = mrcnn_tf.data.masks.full_masks(example)
+        assert masks.shape == (len(example), 128, 128) and (example.areas == masks.sum(axis=(1, 2))).all()
+        for mask, points, box in zip(masks, example.keypoints, example.boxes):
+            head, left, right, tail = points[:, :2]
+            # Seen from behind the head: y is down, so the left corner lies left of the way to the tail.
+            way, across = tail - head, right - left
+            assert way[0] * across[1] - way[1] * across[0] > 0
+            covered = [
+                mask[max(0, int(y) - 2) : int(y) + 3, max(0, int(x) - 2) : int(x) + 3].any() for y, x, _ in points
+            ]
+            assert (points[:, 2] == np.where(covered, 2, 1)).all()
+            if (points[:, 2] == 2).all():
+                assert box == pytest.approx([*points[:, :2].min(axis=0), *points[:, :2].max(axis=0)], abs=4)
+            seen, hidden = seen + sum(covered), hidden + 4 - sum(covered)
+    assert seen > 3 * hidden > 0
+    np.testing.assert_array_equal(kites.example(5).pixels, kites.example(5).pixels)
+
+
+def test_the_start_has_the_trained_backbone_and_heads_by_the_seed(tmp_path, monkeypatch):
+    proxy = module("_proxy")
+    trained = mrcnn_tf.MaskRCNN(mrcnn_tf.preset("shapes"))
+    calm(trained)
+    monkeypatch.setattr(proxy.mrcnn_tf, "load", lambda source: trained)
+    _, dataset = proxy.data("instances", 1, 0)
+    config = proxy.proxy_config(mrcnn_tf.preset("mask_rcnn_r50_c4"), dataset)
+    models = []
+    for number, seed in enumerate((0, 0, 1)):
+        path = proxy.start_weights(config.replace(training__seed=seed), tmp_path, tmp_path / f"{number}.weights.h5")
+        models.append(mrcnn_tf.MaskRCNN(config))
+        mrcnn_tf.weights.load_weights(models[-1], path)
+    same, again, other = ({weight.path: weight.numpy() for weight in model.weights} for model in models)
+    for weight in trained.weights:
+        if weight.path in same and weight.path.startswith(("stem", "res")):
+            np.testing.assert_array_equal(same[weight.path], weight.numpy())
+    np.testing.assert_array_equal(same["rpn/conv/kernel"], again["rpn/conv/kernel"])
+    assert np.abs(same["rpn/conv/kernel"] - other["rpn/conv/kernel"]).max() > 0
+    assert any(path.startswith("res5") for path in same)  # the head of C4 is of the backbone
+
+
+# === What a table says ===
+
+
+def result(table: str, row: str, seed: int, **metrics: float | None) -> tuple[tuple, dict]:
+    values = {name.replace("__", "/"): value for name, value in metrics.items()}
+    told = {
+        "metrics": values,
+        "steps": 300,
+        "data": "drawn shapes",
+        "start": "a backbone",
+        "command": "reproduce.py 2c",
+    }
+    return (table, row, seed), {"table": table, "row": row, "seed": seed, **told}
+
+
+def test_a_table_has_the_papers_numbers_beside_ours():
+    text, tables = module("_table_text"), module("_paper_tables").TABLES
+    results = dict(
+        result("2b", "sigmoid", seed, mask__AP=0.30 + 0.01 * seed, mask__AP50=0.5, mask__AP75=None)
+        for seed in (0, 1, 2)
+    )
+    lines = text.write_table(tables["2b"], results, ["A note."]).splitlines()
+    assert lines[0] == "# Table 2b. Multinomial against independent masks (ResNet-50-C4): mask AP"
+    assert lines[2].startswith("| row | mask AP (paper) | mask AP (ours) | mask AP50 (paper) |")
+    assert "| softmax | 24.8 | – | 44.1 | – | 25.1 | – | – | – |" in lines
+    assert "| sigmoid | 30.3 | 31.0 ± 1.0 | 51.2 | 50.0 ± 0.0 | 31.5 | – | 0, 1, 2 | 300 |" in lines
+    assert "A note." in lines and "Data: drawn shapes." in lines and "reproduce.py 2c" in lines
+    expected = "- sigmoid above softmax, mask AP (paper +5.5): not measured, for want of 2b/softmax"
+    assert lines[-2] == expected
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "or_equal", "expected"),
+    [
+        ((0.30, 0.34), (0.25, 0.25), False, "+7.0 ± 2.8, above zero with 2 of 2 seeds: **shown**"),
+        ((0.30, 0.24), (0.25, 0.25), False, "+2.0 ± 4.2, above zero with 1 of 2 seeds: **shown in the mean only**"),
+        ((0.24, 0.22), (0.25, 0.25), False, "-2.0 ± 1.4, above zero with 0 of 2 seeds: **not shown**"),
+        ((0.24, 0.22), (0.25, 0.25), True, "-2.0 ± 1.4, above zero with 0 of 2 seeds: **not shown**"),
+        ((0.26, 0.23), (0.25, 0.25), True, "seeds: **shown** (below zero by less than its standard error)"),
+        ((0.26, 0.25), (0.25, 0.25), True, "+0.5 ± 0.7, above zero with 1 of 2 seeds: **shown**"),
+        ((0.30,), (0.25, 0.25), False, "+5.0: **shown** by one seed"),
+    ],
+)
+def test_verdicts_are_those_of_the_numbers(better, worse, or_equal, expected):
+    direction = module("_paper_tables").Direction(
+        "this above that", "mask/AP", ((1, "2b", "sigmoid"), (-1, "2b", "softmax")), or_equal
+    )
+    values = {"sigmoid": better, "softmax": worse}
+    results = dict(
+        result("2b", row, seed, mask__AP=value) for row, of in values.items() for seed, value in enumerate(of)
+    )
+    line = module("_table_text").verdict(direction, results)
+    assert line.startswith("this above that, mask AP (paper +5.5): ") and line.endswith(expected)
+
+
+def test_a_wider_gap_is_a_difference_of_differences_between_tables():
+    direction = module("_paper_tables").TABLES["2d"].directions[2]
+    values = {("2d", "roialign"): 0.3, ("2d", "roipool"): 0.1, ("2c", "roialign"): 0.4, ("2c", "roipool"): 0.35}
+    results = dict(result(*row, 0, mask__AP75=value) for row, value in values.items())
+    text = module("_table_text")
+    assert text.differences(direction, results) == pytest.approx([15.0])
+    assert "(paper +5.4): +15.0: **shown** by one seed" in text.verdict(direction, results)
+    del results["2c", "roipool", 0]
+    assert text.verdict(direction, results).endswith("not measured, for want of 2c/roipool")
+
+
+def test_timing_compares_c4_with_fpn():
+    timing = module("_timing")
+    text = timing.text(
+        timing.MEASURES, (0.2, 0.01, 0.3, 0.5, 0.6), "a processor, 2 cores", "reproduce.py timing", (8, 9)
+    )
+    assert "| inference, ResNet-101-FPN | 0.195 | Tesla M40 | 0.200 |" in text
+    assert "Ours on a processor, 2 cores: images of 8 x 9 pixels" in text
+    assert "1.5 times: **shown**" in text
+    assert "cores" in timing.hardware() or timing.hardware()
+
+
+# === The command ===
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Trainings and measures that only say what they were asked for."""
+    module("_jobs"), module("_proxy")
+    calls = []
+
+    def train(config, train_set, run_dir, **options):
+        calls.append((run_dir.parts[-3:], config, options))
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "model.keras").write_text("a model")
+        return SimpleNamespace(model=config, steps=config.training.steps)
+
+    def report(model, dataset, folder, **options):
+        value = 0.1 * len(model.roi.layer) + 0.001 * model.training.seed  # align 5, pool 4
+        names = ("mask/AP", "mask/AP50", "mask/AP75", "box/AP", "box/AP50", "box/AP75")
+        return SimpleNamespace(metrics={**dict.fromkeys(names, value), "mask/APs": float("nan")})
+
+    monkeypatch.setattr(mrcnn_tf, "train", train)
+    monkeypatch.setattr(mrcnn_tf, "evaluation_report", report)
+    monkeypatch.setattr(module("_proxy"), "backbone", lambda name, folder, steps: folder / name)
+    monkeypatch.setattr(module("_proxy"), "start_weights", lambda config, source, path: path)
+    return calls
+
+
+def test_finished_rows_are_kept_and_the_same_network_is_trained_once(stand_ins, tmp_path, capsys):
+    command = ["2c", "--proxy", "--run-dir", tmp_path, "--seeds", "0,1"]
+    assert run_command("reproduce", *command, "--rows", "roipool,roialign") == 0
+    assert [call[0] for call in stand_ins] == [
+        ("2c", row, f"seed{seed}") for seed in (0, 1) for row in ("roipool", "roialign")
+    ]
+    assert stand_ins[-1][1].training.seed == 1 and stand_ins[-1][1].backbone.name == "resnet18"
+    stored = json.loads((tmp_path / "2c" / "roipool" / "seed1" / "result.json").read_text())
+    assert stored["metrics"]["mask/AP75"] == pytest.approx(0.401) and stored["metrics"]["mask/APs"] is None
+    assert stored["command"].endswith(f"--run-dir {tmp_path.name} --seeds 0,1 --rows roipool,roialign")
+    assert not (tmp_path / "2c" / "roipool" / "seed1" / "model.keras").exists()
+    text = (tmp_path / "2c.md").read_text()
+    assert "| RoIAlign, average | 30.3 | 50.0 ± 0.1 |" in text and str(tmp_path) not in text
+    assert "RoIAlign (average) above RoIPool, mask AP75 (paper +5.1): +10.0 ± 0.0, above zero with 2 of 2 seeds" in text
+
+    # Once more, with all rows: three are new; of table 2b only two, the third being table 2c's.
+    assert run_command("reproduce", *command) == 0
+    assert sorted(call[0][1] for call in stand_ins[4:]) == sorted(["roiwarp_max", "roiwarp", "roialign_max"] * 2)
+    assert run_command("reproduce", "2b", *command[1:]) == 0
+    assert [call[0][1] for call in stand_ins[10:]] == ["softmax", "agnostic"] * 2
+    assert "2b/sigmoid seed 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "2b/sigmoid/seed0/result.json").read_text())["same_as"] == "2c/roialign"
+
+
+def test_a_stopped_row_is_the_only_one_trained_again(stand_ins, tmp_path, monkeypatch):
+    train = mrcnn_tf.train
+
+    def stopped(config, train_set, run_dir, **options):
+        if run_dir.parts[-2] == "fcn":
+            raise SystemExit(130)
+        return train(config, train_set, run_dir=run_dir, **options)
+
+    command = ["2e", "--proxy", "--run-dir", tmp_path, "--seeds", "0"]
+    monkeypatch.setattr(mrcnn_tf, "train", stopped)
+    assert run_command("reproduce", *command) == 130
+    assert "| FCN | 33.6 | – |" in (tmp_path / "2e.md").read_text()
+    monkeypatch.setattr(mrcnn_tf, "train", train)
+    assert run_command("reproduce", *command) == 0
+    assert [call[0][1] for call in stand_ins] == ["mlp", "mlp3", "fcn"]
+
+
+def test_results_of_other_settings_are_not_mixed(stand_ins, tmp_path, capsys):
+    command = ["2e", "--proxy", "--run-dir", tmp_path, "--seeds", "0", "--rows", "fcn"]
+    assert run_command("reproduce", *command, "--steps", "20", "training.momentum=0.8") == 0
+    config = stand_ins[0][1]
+    assert (config.training.steps, config.training.decay_steps, config.training.momentum) == (20, (15,), 0.8)
+    assert run_command("reproduce", *command, "--steps", "30") == 2
+    assert "config.training.steps was 20, now 30" in capsys.readouterr().err and len(stand_ins) == 1
+
+
+def test_full_size_rows_take_the_given_weights_and_classes(stand_ins, tmp_path):
+    data = write_coco(tmp_path / "data")
+    command = [
+        "2a",
+        "--rows",
+        "r50_fpn",
+        "--run-dir",
+        tmp_path / "runs",
+        "--train",
+        data,
+        "--train-images",
+        data.parent,
+    ]
+    command += ["--val", data, "--val-images", data.parent, "--backbone-weights", "resnet50=weights/resnet50.h5"]
+    assert run_command("reproduce", *command) == 0
+    place, config, options = stand_ins[0]
+    assert place == ("2a", "r50_fpn", "seed0") and options["backbone_weights"] == "weights/resnet50.h5"
+    assert config.class_names == ("cat", "dog") and config.training.steps == 160_000
+    assert (tmp_path / "runs/2a/r50_fpn/seed0/model.keras").exists()
+    assert "ImageNet, resnet50.h5." in (tmp_path / "runs/2a.md").read_text()
+
+
+def test_full_size_rows_follow_the_conventions_of_fetched_weights(stand_ins, tmp_path, monkeypatch):
+    loads = []
+
+    def load(name, weights=None, class_names=None, **changes):
+        loads.append((str(name), weights))
+        return SimpleNamespace(
+            config=mrcnn_tf.preset("mask_rcnn_r50_fpn", num_classes=2, input={"channel_order": "rgb"})
+        )
+
+    monkeypatch.setattr(mrcnn_tf, "load", load)
+    monkeypatch.setattr(mrcnn_tf.weights, "save_weights", lambda model, path: path.write_text("weights"))
+    data = write_coco(tmp_path / "data")
+    command = ["2e", "--rows", "fcn", "--steps", 16, "--run-dir", tmp_path / "runs", "--seeds", 3]
+    command += ["--train", data, "--train-images", data.parent, "--val", data, "--val-images", data.parent]
+    assert run_command("reproduce", *command) == 0
+    assert loads == [("mask_rcnn_r50_fpn", "imagenet")]
+    _, config, options = stand_ins[0]
+    assert config.input.channel_order == "rgb" and (config.training.steps, config.training.seed) == (16, 3)
+    assert options["initial_weights"].name == "start.weights.h5"
+
+
+def test_a_given_model_is_measured_only(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(mrcnn_tf, "load", lambda path: mrcnn_tf.preset("mask_rcnn_r50_fpn"))
+    command = ["2e", "--proxy", "--run-dir", tmp_path, "--rows", "fcn", "--seeds", 0]
+    assert run_command("reproduce", *command, "--checkpoint", "fcn=/some/where/first") == 0
+    assert stand_ins == []
+    text = (tmp_path / "2e.md").read_text()
+    assert "| FCN | 33.6 | 50.0 |" in text and "the trained model first" in text and "/some/where" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["2f"], "there is no table '2f'"),
+        (["2b", "--rows", "sigmoid,fcn"], "--rows fcn: no such row; there are agnostic, sigmoid, softmax"),
+        (["2b", "--seeds", "one"], "--seeds one"),
+        (["7", "--proxy"], "table 7 is about Cityscapes"),
+        (["7"], "needs --cityscapes"),
+        (["2b"], "needs --train and --train-images"),
+        (["2b", "--proxy", "--checkpoint", "sigmoid"], "should be NAME=FILE"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(arguments, message, tmp_path, capsys):
+    assert run_command("reproduce", *arguments, "--run-dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_persons_are_trained_on_images_with_labelled_keypoints(tmp_path):
+    jobs = module("_jobs")
+    people = {"id": 1, "name": "person", "keypoints": ["nose", "tail"], "skeleton": []}
+    path = write_coco(tmp_path)
+    records = json.loads(path.read_text())
+    for record in records["annotations"]:
+        record["category_id"] = 1
+        record["keypoints"] = [10, 20, 2, 0, 0, 0] if record["image_id"] in (2, 4) else [0] * 6
+        record["num_keypoints"] = record["image_id"] in (2, 4)
+    path.write_text(json.dumps({**records, "categories": [people]}))
+    assert jobs._persons(str(path), str(tmp_path)).image_ids.tolist() == [2, 4]
+    arguments = argparse.Namespace(proxy=False, val=str(path), val_images=str(tmp_path))
+    table = module("_paper_tables").TABLES["5"]
+    assert len(jobs.validation(table, arguments)[0]) == 4
+
+
+def test_a_proxy_is_really_trained(tmp_path, monkeypatch):
+    proxy = module("_proxy")
+    monkeypatch.setattr(proxy, "HELD_OUT", 4)
+    small = ["input.shorter_edge=64", "roi.rois_per_image=8", "rpn.post_nms_test=10", "rpn.post_nms_train=20"]
+    command = ["2d", "--proxy", "--rows", "roipool", "--seeds", 0, "--steps", 3, "--backbone-steps", 1]
+    assert run_command("reproduce", *command, "--run-dir", tmp_path, "--keep", *small) == 0
+    stored = json.loads((tmp_path / "2d" / "roipool" / "seed0" / "result.json").read_text())
+    assert stored["steps"] == 3 and 0 <= stored["metrics"]["mask/AP75"] <= 1
+    model = mrcnn_tf.load(tmp_path / "2d" / "roipool" / "seed0")
+    assert (model.config.backbone.features, model.config.roi.layer) == ("c5", "pool")
+    frozen = {weight.path: weight.numpy() for weight in mrcnn_tf.load(tmp_path / "backbones" / "resnet18_1").weights}
+    weights = {weight.path: weight.numpy() for weight in model.weights}
+    np.testing.assert_array_equal(weights["stem/kernel"], frozen["stem/kernel"])
+    assert np.abs(weights["res5_block1_conv1/kernel"] - frozen["res5_block1_conv1/kernel"]).max() > 0
+    assert "table 2d" in (tmp_path / "2d.md").read_text().lower()
