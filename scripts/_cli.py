@@ -115,11 +115,19 @@ def _status(error: Exception) -> int | None:
     """The exit status of an error that a user can do something about; None for any other."""
     if isinstance(error, (UsageError, OSError)):
         return 2
-    from mrcnn_tf import CheckpointError, ConfigError, DataError, DistributionError, NonFiniteLossError, WeightsError
+    from mrcnn_tf import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DistributionError,
+        NonFiniteLossError,
+        WeightsError,
+        WorkerLostError,
+    )
 
     if isinstance(error, (ConfigError, DataError, WeightsError, CheckpointError, DistributionError)):
         return 2
-    return 1 if isinstance(error, NonFiniteLossError) else None
+    return 1 if isinstance(error, (NonFiniteLossError, WorkerLostError)) else None
 
 
 def _text(error: Exception) -> str:

@@ -30,8 +30,10 @@ EXAMPLES = """examples:
   something to try it out with, without any data:
     scripts/train.py --preset shapes --shapes 500 --run-dir runs/shapes training.steps=200
 
-  on two GPUs; from another training's weights:
+  on two GPUs; on two machines with Slurm; 16 images a step on one small GPU; from another training's weights:
     scripts/train.py ... --devices 2
+    srun --nodes=2 --ntasks-per-node=1 scripts/train.py ...
+    scripts/train.py ... training.images_per_device=2 training.accumulate=8 training.precision=mixed_bfloat16
     scripts/train.py ... --weights runs/first/best.weights.h5"""
 
 
@@ -75,9 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     start.add_argument("--fresh", action="store_true", help="start anew; an earlier training is moved to earlier-1/")
     run = parser.add_argument_group("how it runs")
-    run.add_argument("--devices", metavar="N", help="number of GPUs, 'auto' for all of them, or names: GPU:0,GPU:2")
     run.add_argument(
-        "--batch-size", type=int, metavar="N", help="images a step over all devices (default: of the preset)"
+        "--devices",
+        metavar="N",
+        default="auto",
+        help="number of GPUs, 'auto' for all of them (the default), or names: GPU:0,GPU:2",
+    )
+    run.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images a step over all devices and micro-batches (default: of the preset)",
     )
 
 
@@ -107,6 +117,8 @@ def main() -> int:
         resume=not arguments.fresh,
         validation_losses=arguments.val_losses,
     )
+    if not result.is_chief:
+        return 0  # of several workers one does the rest
     run_dir = Path(arguments.run_dir)
     things = {
         "model": run_dir / "model.keras",
