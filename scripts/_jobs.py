@@ -82,10 +82,11 @@ def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace,
     _, val_set = _proxy.data(table.data, 1, seed)
     config = _proxy.proxy_config(mrcnn_tf.preset(row.preset), val_set)
     config = _scheduled(config, seed, arguments.steps).replace(**overrides)
-    train_set, _ = _proxy.data(table.data, config.training.steps, seed)
+    batch = config.training.images_per_device
+    train_set, _ = _proxy.data(table.data, config.training.steps * batch, seed)  # each is seen once
     what = {"instances": "drawn shapes of three classes", "persons": "drawn kites with four keypoints"}[table.data]
     data = (
-        f"{what}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {_proxy.BATCH} new training images a step, of seed "
+        f"{what}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {batch} new training images a step, of seed "
         f"{_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed {_proxy.HELD_OUT_SEED}"
     )
     name, steps = config.backbone.name, arguments.backbone_steps

@@ -81,16 +81,16 @@ def _keypoints(dataset: mrcnn_tf.Dataset) -> dict:
     return {"names": dataset.keypoint_names, "skeleton": dataset.skeleton} if dataset.keypoint_names else {}
 
 
-def data(kind: str, config_steps: int, seed: int) -> tuple[mrcnn_tf.Dataset, mrcnn_tf.Dataset]:
-    """Training images, each seen once, and those held out (the same for all rows and seeds).
+def data(kind: str, count: int, seed: int) -> tuple[mrcnn_tf.Dataset, mrcnn_tf.Dataset]:
+    """Training images, and those held out (the same for all rows and seeds).
 
     Args:
         kind: "instances" (shapes of three classes) or "persons" (kites with keypoints).
-        config_steps: steps of `BATCH` images.
+        count: of training images.
         seed: the training's.
     """
     draw = {"instances": _shapes, "persons": Kites}[kind]
-    return draw(config_steps * BATCH, TRAINING_SEED + seed), draw(HELD_OUT, HELD_OUT_SEED)
+    return draw(count, TRAINING_SEED + seed), draw(HELD_OUT, HELD_OUT_SEED)
 
 
 def _shapes(count: int, seed: int) -> mrcnn_tf.Dataset:
@@ -131,6 +131,8 @@ def _of_backbone(path: str) -> bool:
 
 # === Kites ===
 
+_AROUND = [0, 1, 3, 2]  # the corners in the order of the outline
+
 
 class Kites(mrcnn_tf.Dataset):
     """Images of up to four kites with the keypoints head, left, right and tail; what another one hides is hidden.
@@ -160,7 +162,7 @@ class Kites(mrcnn_tf.Dataset):
         image = np.tile(background, (side, side, 1))
         for number, kite in enumerate(corners, start=1):
             canvas = Image.new("1", (side, side))
-            ImageDraw.Draw(canvas).polygon([(x - 0.5, y - 0.5) for y, x in kite], fill=1)
+            ImageDraw.Draw(canvas).polygon([(x - 0.5, y - 0.5) for y, x in kite[_AROUND]], fill=1)
             inside = np.asarray(canvas)
             top[inside] = number
             # Away from the background's colour, so that it can be seen; darker towards the tail, so can its ends.

@@ -85,7 +85,7 @@ def test_training_and_held_out_images_are_of_other_seeds():
     for kind in ("instances", "persons"):
         train, held_out = proxy.data(kind, 2, seed=1)
         other, same = proxy.data(kind, 2, seed=2)
-        assert len(train) == 2 * proxy.BATCH and len(held_out) == proxy.HELD_OUT
+        assert len(train) == 2 and len(held_out) == proxy.HELD_OUT
         assert not np.array_equal(train.example(0).pixels, held_out.example(0).pixels)
         assert not np.array_equal(train.example(0).pixels, other.example(0).pixels)
         np.testing.assert_array_equal(held_out.example(3).pixels, same.example(3).pixels)
@@ -93,7 +93,7 @@ def test_training_and_held_out_images_are_of_other_seeds():
 
 def test_kites_have_their_keypoints_where_they_are_drawn():
     kites = module("_proxy").Kites(12, seed=0)
-    seen = hidden = 0
+    seen = hidden = whole = 0
     for index in range(12):
         example = kites.example(index)
         masks = mrcnn_tf.data.masks.full_masks(example)
@@ -109,8 +109,12 @@ def test_kites_have_their_keypoints_where_they_are_drawn():
             assert (points[:, 2] == np.where(covered, 2, 1)).all()
             if (points[:, 2] == 2).all():
                 assert box == pytest.approx([*points[:, :2].min(axis=0), *points[:, :2].max(axis=0)], abs=4)
+                # Half the product of its diagonals, less what others hide and what its edges leave out.
+                area = 0.5 * abs(way[0] * across[1] - way[1] * across[0])
+                whole = max(whole, mask.sum() / area)
+                assert mask.sum() < 1.3 * area
             seen, hidden = seen + sum(covered), hidden + 4 - sum(covered)
-    assert seen > 3 * hidden > 0
+    assert seen > 3 * hidden > 0 and whole > 0.95
     np.testing.assert_array_equal(kites.example(5).pixels, kites.example(5).pixels)
 
 
