@@ -82,3 +82,9 @@ def test_machines_share_out_every_batch(machines, devices):
     for number, ids in enumerate(whole):
         found = [part[number * devices + device] for part in parts for device in range(devices)]
         np.testing.assert_array_equal(np.concatenate(found), ids)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    batches = training_batches(shapes(4, (64, 64)), tiny_config(), 4)
+    with pytest.raises(ValueError, match="batches of 4 images cannot be shared out to 3 x 1 devices"):
+        batches.part(0, 3)

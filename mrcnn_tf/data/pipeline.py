@@ -142,6 +142,8 @@ def training_batches(
     first = start_step * plan.batch_size
 
     def part(machine: int = 0, machines: int = 1, devices: int = 1) -> tf.data.Dataset:
+        if batch_size % (machines * devices):
+            raise ValueError(f"batches of {batch_size} images cannot be shared out to {machines} x {devices} devices")
         own = batch_size // machines
         counter = tf.data.Dataset.counter(dtype=tf.int64)
         if steps is not None:
