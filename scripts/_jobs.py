@@ -89,15 +89,16 @@ def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace,
         f"{what}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {batch} new training images a step, of seed "
         f"{_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed {_proxy.HELD_OUT_SEED}"
     )
-    name, steps = config.backbone.name, arguments.backbone_steps
+    name, steps, single = config.backbone.name, arguments.backbone_steps, config.backbone.features != "fpn"
 
     def start(folder: Path) -> tuple[mrcnn_tf.Config, dict[str, Any]]:
         if not (folder / START).exists():
-            source = _proxy.backbone(name, Path(arguments.run_dir) / "backbones", steps)
-            _proxy.start_weights(config, source, folder / START)
+            _proxy.start(config, Path(arguments.run_dir) / "backbones", steps, folder / START)
         return config, {"initial_weights": folder / START}
 
-    weights = f"the backbone of a {name} trained for {steps} steps on shapes of seed {_proxy.BACKBONE_SEED}"
+    weights = f"backbone and RPN of a {name}-FPN trained for {steps} steps on shapes of seed {_proxy.BACKBONE_SEED}"
+    if single:
+        weights += f", the RPN of the single map for {steps // 2} more, alone with the backbone"
     return Job(config, train_set, val_set, data, weights, start, eval_batch=8)
 
 

@@ -4,8 +4,10 @@ What the row is about stays: the features (FPN, C4, C5), the RoI layer, the form
 rest shrinks: ResNet-18 for ResNet-50, ResNet-34 for ResNet-101, ResNet-50 for ResNeXt-101; thinner heads, images of 128
 pixels, drawn shapes for COCO, drawn kites with four keypoints for persons.
 
-As the paper's trainings start from ImageNet, the proxies start from one backbone: it is trained once, in a pyramid on
-shapes of a seed of its own, and then its norms and first stages are frozen as the paper's are.
+As the paper's trainings start from ImageNet, the proxies start from one backbone, trained once in a pyramid on shapes
+of a seed of its own; then its norms and first stages are frozen as the paper's are. As the paper's ablations take
+proposals of an RPN trained apart, they start with an RPN that works: that of the pyramid, or one trained alone on the
+single map. Without it, what a row's few steps teach would be to propose anything at all.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ import mrcnn_tf
 
 BACKBONES = {"resnet50": "resnet18", "resnet101": "resnet34", "resnext101_64x4d": "resnet50"}
 SIDE = 128  # pixels of an image
-STEPS = {"fpn": 300, "c4": 160, "c5": 300}
-BACKBONE_STEPS = 400
+# On a single map the images are enlarged: an object shall have a few cells of stride 16, and one or more of stride 32.
+ENLARGED = {"fpn": 1.0, "c4": 1.5, "c5": 1.5}
+STEPS = {"fpn": 300, "c4": 140, "c5": 240}
 BATCH = 4
 HELD_OUT = 150  # images
 # Seeds of the images: of the backbone's training, of those held out, and (plus the row's) of each training.
 BACKBONE_SEED, HELD_OUT_SEED, TRAINING_SEED = 7_000, 8_000, 9_000
 NOTE = (
-    "Proxy: ResNet-18, -34 and -50 stand for ResNet-50, ResNet-101 and ResNeXt-101; thin heads, small drawn images, "
-    "and a backbone trained on other drawn images in the place of ImageNet's. Absolute numbers mean nothing beside the "
-    "paper's; differences between rows may."
+    "Proxy: ResNet-18, -34 and -50 stand for ResNet-50, ResNet-101 and ResNeXt-101; thin heads, small drawn images, a "
+    "backbone and RPN trained on other drawn images in the place of ImageNet's weights. Absolute numbers mean nothing "
+    "beside the paper's; differences between rows may."
 )
 
 
@@ -39,17 +42,18 @@ def proxy_config(original: mrcnn_tf.Config, dataset: mrcnn_tf.Dataset) -> mrcnn_
     """The small form of a preset's configuration, for drawn images."""
     small = mrcnn_tf.preset("shapes")
     features = original.backbone.features
-    sizes = small.anchors.sizes if features == "fpn" else (tuple(level[0] for level in small.anchors.sizes),)
+    side = round(SIDE * ENLARGED[features])
+    scales = [ENLARGED[features] * level[0] for level in small.anchors.sizes]
     return original.replace(num_classes=len(dataset.class_names), class_names=()).replace(
         class_names=dataset.class_names,
-        input=dataclasses.asdict(small.input),
+        input={**dataclasses.asdict(small.input), "shorter_edge": (side,), "longer_edge": side},
         backbone={
             "name": BACKBONES[original.backbone.name],
             "norm_epsilon": small.backbone.norm_epsilon,
             "stride_in": "1x1",
         },
         fpn=dataclasses.asdict(small.fpn),
-        anchors={"sizes": sizes},
+        anchors={"sizes": tuple((scale,) for scale in scales) if features == "fpn" else (tuple(scales),)},
         # res5 on every RoI is what a C4 network's time goes to: few of them, and 4 x 4 cells for boxes (masks keep 7).
         rpn={**dataclasses.asdict(small.rpn), "post_nms_test": 50 if features == "c4" else small.rpn.post_nms_test},
         roi={"rois_per_image": 16 if features == "c4" else 32},
@@ -97,11 +101,21 @@ def _shapes(count: int, seed: int) -> mrcnn_tf.Dataset:
     return mrcnn_tf.shapes(count, (SIDE, SIDE), seed)
 
 
-# === The backbone that all start from ===
+# === What all start from ===
 
 
-def backbone(name: str, folder: Path, steps: int = BACKBONE_STEPS) -> Path:
-    """The run of a backbone trained for so many steps, in `folder`; trains it if it is not there yet."""
+def start(config: mrcnn_tf.Config, folder: Path, steps: int, path: Path) -> Path:
+    """Writes the weights that the proxy `config` starts from; trains what they come from, in `folder`, if need be.
+
+    The backbone takes `steps` steps, the RPN of a single map half as many.
+    """
+    source = _backbone(config.backbone.name, folder, steps)
+    if config.backbone.features != "fpn":
+        source = _proposing(config, source, folder, steps // 2)
+    return start_weights(config, source, path)
+
+
+def _backbone(name: str, folder: Path, steps: int) -> Path:
     run = folder / f"{name}_{steps}"
     if not (run / "model.keras").exists():
         config = mrcnn_tf.preset("shapes", backbone={"name": name}).with_steps(steps)
@@ -110,23 +124,42 @@ def backbone(name: str, folder: Path, steps: int = BACKBONE_STEPS) -> Path:
     return run
 
 
+def _proposing(config: mrcnn_tf.Config, backbone: Path, folder: Path, steps: int) -> Path:
+    """The RPN alone and the backbone below it, on the single map of `config`."""
+    run = folder / f"{backbone.name}_{config.backbone.features}_rpn_{steps}"
+    if not (run / "model.keras").exists():
+        # No row's own: whatever its RoI layer and branches are, it gets the same RPN.
+        heads = {
+            "mask_head": dataclasses.asdict(mrcnn_tf.Config().mask_head),
+            "roi": {"layer": "align", "reduce": "mean"},
+        }
+        plain = config.replace(branches=(), **heads, training={"parts": ("rpn",), "seed": 0}).with_steps(steps)
+        images = _shapes(steps * plain.training.images_per_device, BACKBONE_SEED + 1)
+        weights = start_weights(plain, backbone, run / "start.weights.h5")
+        mrcnn_tf.train(plain, images, run_dir=run, initial_weights=weights, verbose=2)
+    return run
+
+
 def start_weights(config: mrcnn_tf.Config, source: Path, path: Path) -> Path:
-    """Writes a model of `config`, its heads drawn by `config.training.seed`, with the backbone of the run `source`."""
+    """Writes a model of `config` with backbone, pyramid and RPN of the run `source`, as far as they have one shape.
+
+    The rest is drawn by `config.training.seed`.
+    """
     import keras
 
-    trained = {weight.path: weight for weight in mrcnn_tf.load(source).weights if _of_backbone(weight.path)}
+    trained = {weight.path: weight for weight in mrcnn_tf.load(source).weights if weight.path.startswith(_TAKEN)}
     keras.utils.set_random_seed(config.training.seed)
     model = mrcnn_tf.MaskRCNN(config)
     for weight in model.weights:
-        if _of_backbone(weight.path):
-            weight.assign(trained[weight.path])
+        old = trained.get(weight.path)
+        if old is not None and old.shape == weight.shape:
+            weight.assign(old)
     path.parent.mkdir(parents=True, exist_ok=True)
     mrcnn_tf.weights.save_weights(model, path)
     return path
 
 
-def _of_backbone(path: str) -> bool:
-    return path.split("/")[0] == "stem" or path[:4] in ("res2", "res3", "res4", "res5")
+_TAKEN = ("stem/", "res2", "res3", "res4", "res5", "fpn_", "rpn/")
 
 
 # === Kites ===

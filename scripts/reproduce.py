@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         help="ImageNet weights in a file, as resnet50=resnet50.h5 (repeatable; default: fetched)",
     )
     start.add_argument("--coco-weights", default="coco", metavar="MODEL", help="for table 7 (default: fetched)")
-    start.add_argument("--backbone-steps", type=int, default=400, metavar="N", help="of the proxies' backbones")
+    start.add_argument("--backbone-steps", type=int, default=500, metavar="N", help="of the proxies' backbones")
     _cli.add_overrides(parser)
     return parser.parse_intermixed_args()
 
