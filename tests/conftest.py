@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def pytest_collection_modifyitems(items):
     """The samples' long trainings come last: a limited time is spent on everything else first."""
     items.sort(key=lambda item: "samples" in item.path.parts and item.get_closest_marker("slow") is not None)
+
+
+LONG = 1.0  # seconds after which a test is worth a look for what it left behind
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back():
+    """Models hold each other in circles, TensorFlow keeps kernels, its allocator pages: gigabytes in a suite."""
+    start = time.monotonic()
+    yield
+    if time.monotonic() - start > LONG and "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
