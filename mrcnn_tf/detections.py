@@ -237,7 +237,8 @@ class Detections:
         crops = None if outputs.get("masks") is None else np.asarray(outputs["masks"])
         points = None if outputs.get("keypoints") is None else np.asarray(outputs["keypoints"])
         original_size = np.asarray(original_size)
-        factors = original_size / np.asarray(image_size)
+        # In float32, as an exported model computes them: a mask may hang on the last digit of its box.
+        factors = original_size.astype(np.float32) / np.asarray(image_size).astype(np.float32)
         found = []
         for index, (height, width) in enumerate(original_size.tolist()):
             # A network that has diverged answers with nan: nothing was found there.

@@ -118,7 +118,7 @@ def _named(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _broken_conventions(config: Config) -> list[str]:
     """Where the model's configuration is not that of Matterport's network."""
     right = preset(PRESET)
-    broken = compare.conventions(config, right)
+    broken = [pair for pair in compare.conventions(config, right) if pair[0] not in MORE_CONVENTIONS]
     more = [(name, compare.value(config, name), compare.value(right, name)) for name in MORE_CONVENTIONS]
     broken += [pair for pair in more if not _close(*pair[1:])]
     return [f"{name} is {ours!r}, but these weights were trained with {theirs!r}" for name, ours, theirs in broken]

@@ -103,6 +103,8 @@ def answers(source, model, recorded, conversion):
     features = model.stages["rpn"][0]
     logits, deltas, _ = model.stages["rpn"][1]
     whole = keras.Model(model.inputs, [features, logits, deltas, model.stages["proposals"][1], model.output])
+    # As a graph, which lets go of what no later layer needs: res5 on a thousand RoIs makes gigabytes of it.
+    whole = tf.function(whole, reduce_retracing=True)
     head = None
     if source.name == "torchvision":  # Detectron2's head is recorded by its detections alone
         head = keras.Model(model.stages["box_align"][0], model.stages["box_head"][1])
@@ -245,7 +247,7 @@ def test_another_seed_runs_and_uses_every_tensor(seed, source, model, recorded, 
     assert report.complete and report.unused == [] and len(report.loaded) == len(model.weights)
     image = recorded[f"coffee/{source.image}"]
     size = np.array([image.shape[:2]], np.int32)
-    found = model({"image": image[None].astype(np.float32), "image_size": size})
+    found = tf.function(model)({"image": image[None].astype(np.float32), "image_size": size})
     assert all(np.isfinite(found[key]).all() for key in found)
     assert (np.array(found["classes"]) > 0).any()
     assert not np.array_equal(found["scores"][0], answers["coffee"]["detections"].scores)
