@@ -1,4 +1,4 @@
-"""Every form of the network, small: it learns, predicts and comes back from its file. The presets themselves: slow."""
+"""Every form of the network, small: it learns, predicts and comes back from its file. The presets themselves: long."""
 
 import keras
 import numpy as np
@@ -125,7 +125,7 @@ def small(name):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", names() + checkpoints())
 def test_every_preset_learns_returns_and_is_exported(name, tmp_path):
     config = small(name)

@@ -209,9 +209,7 @@ def check_proposals(dataset: Dataset, config: Config) -> None:
     """
     if "rpn" not in config.training.parts and dataset.proposals is None:
         remedy = "give it some with mrcnn_tf.with_proposals, or train the RPN as well"
-        raise ConfigError(
-            f"training.parts = {config.training.parts}: {dataset.name} comes without proposals; {remedy}"
-        )
+        raise ConfigError(f"training.parts = {config.training.parts}: {dataset.name} comes without proposals; {remedy}")
 
 
 def _fields(config: Config) -> dict[str, tuple[tf.DType, list[int | None]]]:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.commands import ROOT, TINY
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_with_two_images_each(tmp_path):
     command = [sys.executable, "scripts/train.py", "--preset", "shapes", "--shapes", "16", "--devices", "8"]
     values = [*TINY, "training.images_per_device=2", "training.steps=2", "training.evaluate_every=0"]

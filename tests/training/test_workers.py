@@ -76,7 +76,7 @@ def test_two_workers_train_as_one_and_go_on_after_one_was_lost(tmp_path):
     assert result["files"] == whole["files"]  # one writer, nothing left over
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
     outcomes = together(tmp_path, 2, "stand-in", 6, {1: ("3", "SIGTERM")})
     assert [status for status, _, _ in outcomes] == [143, 143]
@@ -84,7 +84,7 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
     assert same_training(together(tmp_path, 2, "stand-in", 6))["resumed_from"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_real_model_on_several_workers(tmp_path, workers):
     """Equal to one process; without the chief the others end as well; then all go on."""
