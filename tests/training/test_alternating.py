@@ -13,6 +13,7 @@ from tests.support.tiny import tiny_config
 PARTS = ("backbone", "rpn", "heads")
 
 
+@pytest.mark.slow
 def test_four_steps_end_in_one_model_with_shared_features(tmp_path, monkeypatch):
     config = tiny_config(
         branches=(), training={"steps": 2, "images_per_device": 2, "evaluate_every": 0, "checkpoint_every": 1}
