@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from pycocotools import mask as coco_mask
 
 from mrcnn_tf.augmented import Augmentation, _View, mean_heatmaps, mean_masks, predict_augmented
 from mrcnn_tf.config import ConfigError, InputConfig
@@ -37,10 +38,10 @@ def pictures():
 def same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert len(one) == len(other) > 0
-        for name in ("boxes", "classes", "scores", "mask_crops"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-        # Two compilations of the last sums of the heat maps.
-        np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-5)
+        np.testing.assert_array_equal(one.classes, other.classes)
+        # Two compilations of one network: sums may be grouped otherwise, the last bit of a float32 may differ.
+        for name in ("boxes", "scores", "mask_crops", "keypoints"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
 
 
 def test_one_view_is_plain_prediction(model, pictures):
@@ -51,8 +52,8 @@ def test_one_view_is_plain_prediction_with_shrunk_boxes_and_boxes_alone(pictures
     model = build(branches=(), anchors={"shrink": 1.0})
     found = predict_augmented(model, pictures, (64,), flip=False)
     for one, other in zip(found, model.predict_images(pictures), strict=True):
-        np.testing.assert_array_equal(one.boxes, other.boxes)
-        np.testing.assert_array_equal(one.scores, other.scores)
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
         assert one.mask_crops is None and one.keypoints is None
 
 
@@ -171,5 +172,7 @@ def test_a_data_set(model):
     expected = detect(model, dataset, progress=False)
     assert found.keys() == expected.keys()
     for image_id, detections in expected.items():
-        np.testing.assert_array_equal(found[image_id].boxes, detections.boxes)
-        assert found[image_id].segmentations == detections.segmentations
+        np.testing.assert_allclose(found[image_id].boxes, detections.boxes, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(found[image_id].classes, detections.classes)
+        masks = [np.stack([coco_mask.decode(r) for r in one.segmentations]) for one in (found[image_id], detections)]
+        assert (masks[0] != masks[1]).sum() <= 1  # a pixel may lie on the threshold

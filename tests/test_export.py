@@ -249,7 +249,7 @@ def test_keras_file_reloads_with_equal_outputs(model, tmp_path):
     assert reloaded.config == model.config
     images = pictures((50, 75), (90, 60))
     for first, second in zip(model.predict_images(images), reloaded.predict_images(images)):
-        np.testing.assert_array_equal(first.boxes, second.boxes)
         np.testing.assert_array_equal(first.classes, second.classes)
-        np.testing.assert_array_equal(first.scores, second.scores)
-        np.testing.assert_array_equal(first.mask_crops, second.mask_crops)
+        # Two compilations of one network: the last bit may differ.
+        for name in ("boxes", "scores", "mask_crops"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-5, atol=1e-5)

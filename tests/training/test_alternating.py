@@ -55,7 +55,8 @@ def test_four_steps_end_in_one_model_with_shared_features(tmp_path, monkeypatch)
     assert result.model.config.training.parts == ("rpn", "heads")
     reloaded = keras.saving.load_model(tmp_path / "model.keras")
     found = reloaded.predict_images([val_set.example(0).pixels])[0]
-    np.testing.assert_array_equal(found.boxes, result.model.predict_images([val_set.example(0).pixels])[0].boxes)
+    expected = result.model.predict_images([val_set.example(0).pixels])[0]
+    np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-5, atol=1e-5)  # two compilations
     assert len(found) > 0
     assert set(result.histories) == set(alternating.STEPS)
     assert "rpn_box_loss" in result.histories["3-rpn"] and "box_class_loss" in result.histories["4-heads"]
