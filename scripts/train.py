@@ -148,7 +148,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise _cli.UsageError("--shapes draws its validation images itself; leave --val out")
     if arguments.shapes is not None and arguments.classes:
         raise _cli.UsageError("--classes chooses categories of a json; --shapes has its own three")
-    if getattr(arguments, "val_proposals", None) is not None and arguments.val is None and arguments.shapes is None:
+    validated = any(given is not None for given in (arguments.val, arguments.shapes, arguments.cityscapes))
+    if getattr(arguments, "val_proposals", None) is not None and not validated:
         raise _cli.UsageError("--val-proposals are those of validation images: --val JSON with --val-images DIR")
     if arguments.cityscapes is not None and (arguments.val or arguments.classes):
         raise _cli.UsageError("--cityscapes has its own validation images and classes; leave --val and --classes out")

@@ -1,8 +1,10 @@
 """--cityscapes of the command lines: which images and which preset it takes."""
 
+import numpy as np
 import pytest
 
 import mrcnn_tf
+from mrcnn_tf.data.proposals import write_proposals
 from tests.support.cityscapes_folder import random_scene, write_scene
 from tests.support.commands import run_command
 
@@ -45,6 +47,26 @@ def test_train_takes_another_preset(root, tmp_path, given):
     run_command("train", "--cityscapes", root, "--preset", "mask_rcnn_r101_fpn", "--run-dir", tmp_path / "run")
     config = given["train"][0]
     assert config.backbone.name == "resnet101" and config.class_names == tuple(given["train"][1].class_names)
+
+
+def test_train_takes_proposals_of_both_splits(root, tmp_path, given):
+    ids = {split: mrcnn_tf.read_cityscapes(root, split).image_ids for split in ("train", "val")}
+    for split, images in ids.items():
+        box, score = np.array([[1, 2, 20, 30]], np.float32), np.ones(1, np.float32)
+        write_proposals(tmp_path / f"{split}.h5", [(int(image_id), box, score) for image_id in images], split)
+    files = ("--proposals", tmp_path / "train.h5", "--val-proposals", tmp_path / "val.h5")
+    run_command("train", "--cityscapes", root, "--run-dir", tmp_path / "run", *files)
+    _, train_set, val_set, _ = given["train"]
+    assert (train_set.proposals.identity, val_set.proposals.identity) == ("train", "val")
+    assert val_set.name == f"Cityscapes val ({root})" and val_set.image_ids.tolist() == ids["val"].tolist()
+    boxes, scores = val_set.proposals.of(int(val_set.image_ids[0]))
+    assert boxes.tolist() == [[1, 2, 20, 30]] and scores.tolist() == [1]
+
+
+def test_proposals_without_validation_images_are_refused(tmp_path, capsys):
+    images = ("--train", "train.json", "--train-images", tmp_path, "--val-proposals", "val.h5")
+    assert run_command("train", *images, "--run-dir", tmp_path / "run") == 2
+    assert "--val-proposals are those of validation images" in capsys.readouterr().err
 
 
 def test_evaluate_takes_the_validation_images(root, tmp_path, given, monkeypatch):
