@@ -34,17 +34,31 @@ PARTS = ("rpn", "heads")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the input pipeline does to a training example."""
+    """What the input pipeline does to a training example.
+
+    `scale_jitter` has the lowest and the highest factor of a random scale. Without `crop` it multiplies the shorter
+    edge. `crop` is a canvas, the side of a square or (height, width), that all training images are brought to: the
+    factor is then that of the canvas, which the image is scaled to fit; of a larger image a random part is taken, a
+    smaller one is padded, and `input.shorter_edge` and `input.longer_edge` hold for evaluation alone.
+    """
 
     flip: bool = True
     scale_jitter: tuple[float, float] = (1.0, 1.0)
+    crop: tuple[int, ...] = ()
     mask_crop: int = 112
     drop_empty: bool = False
 
     def __post_init__(self):
         low_high = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
         check(low_high, self, "scale_jitter", "(low, high) factors with 0 < low <= high")
+        sides = len(self.crop) <= 2 and all(side >= 1 for side in self.crop)
+        check(sides, self, "crop", "the side of a square canvas or its height and width, positive pixels; () for none")
         check(self.mask_crop >= 8, self, "mask_crop", "at least 8 cells a side")
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(height, width) of the canvas that `crop` names, None without one."""
+        return (self.crop[0], self.crop[-1]) if self.crop else None
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,9 @@ class Config:
         check(levels == right, self.anchors, "sizes", f"one tuple of sizes for {which}")
         if features == "fpn":
             check(self.input.size_divisor % 32 == 0, self.input, "size_divisor", "a multiple of 32 (features 'fpn')")
+        divisor = self.input.size_divisor
+        whole = all(side % divisor == 0 for side in self.data.crop)
+        check(whole, self.data, "crop", f"multiples of input.size_divisor, {divisor}")
         for section, name in ((self.fpn, "channels"), (self.box_head, "convs"), (self.mask_head, "convs")):
             widths = getattr(section, name)
             whole = section.norm != "group" or all(

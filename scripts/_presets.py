@@ -35,6 +35,12 @@ PRESETS = """presets:
   keypoint_rcnn_r50_fpn_roipool  ResNet-50-FPN for boxes and keypoints by RoIPool (table 6) of persons (section 5)
   mask_rcnn_r50_fpn_1x           Mask R-CNN ResNet-50-FPN, 90,000 steps at 800 pixels
   mask_rcnn_r50_fpn_3x           Mask R-CNN ResNet-50-FPN, 270,000 steps at 640 to 800 pixels
+  mask_rcnn_r50_fpn_lsj_100ep    Mask R-CNN ResNet-50-FPN from scratch with large-scale jitter, 100 epochs
+  mask_rcnn_r50_fpn_lsj_200ep    Mask R-CNN ResNet-50-FPN from scratch with large-scale jitter, 200 epochs
+  mask_rcnn_r50_fpn_lsj_400ep    Mask R-CNN ResNet-50-FPN from scratch with large-scale jitter, 400 epochs
+  mask_rcnn_r101_fpn_lsj_100ep   Mask R-CNN ResNet-101-FPN from scratch with large-scale jitter, 100 epochs
+  mask_rcnn_r101_fpn_lsj_200ep   Mask R-CNN ResNet-101-FPN from scratch with large-scale jitter, 200 epochs
+  mask_rcnn_r101_fpn_lsj_400ep   Mask R-CNN ResNet-101-FPN from scratch with large-scale jitter, 400 epochs
   cityscapes                     Mask R-CNN ResNet-50-FPN for Cityscapes from ImageNet weights (table 7)
   cityscapes_from_coco           Mask R-CNN ResNet-50-FPN for Cityscapes from COCO weights (table 7)
   nucleus                        ResNet-50-FPN for small, crowded objects in small images, in 400 steps

@@ -72,12 +72,46 @@ def test_replace_takes_sections_dotted_names_and_single_numbers():
         ({"anchors.sizes": [[32.0], [64.0]]}, ["sizes", "P2..P6"]),
         ({"box_head.delta_weights": [1.0, 2.0]}, ["delta_weights", "4 values"]),
         ({"training.decay_steps": [5, 3]}, ["decay_steps", "ascending"]),
+        ({"data.crop": [64, 64, 64]}, ["DataConfig.crop = (64, 64, 64)", "height and width", "() for none"]),
+        ({"data.crop": 0}, ["DataConfig.crop = (0,)", "positive pixels"]),
+        ({"data.crop": [64, -32]}, ["DataConfig.crop", "positive pixels"]),
+        ({"data.crop": 80}, ["DataConfig.crop = (80,)", "multiples of input.size_divisor, 32"]),
+        ({"data.crop": "all"}, ["data.crop", "int"]),
     ],
 )
 def test_a_wrong_option_is_named_with_the_remedy(changes, words):
     with pytest.raises(ConfigError) as error:
         Config().replace(**changes)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_canvas_is_a_square_or_has_two_sides():
+    assert Config().data.canvas is None
+    assert Config().replace(data__crop=64).data.canvas == (64, 64)
+    assert Config().replace(data__crop=(64, 96)).data.canvas == (64, 96)
+    assert Config().replace(data__crop=96, input__size_divisor=96).data.canvas == (96, 96)
+
+
+def test_configurations_of_before_load_without_a_canvas():
+    values = Config().to_dict()
+    del values["data"]["crop"]
+    assert Config.from_dict(values) == Config()
+
+
+@pytest.mark.parametrize(("epochs", "times"), [(100, 1), (200, 2), (400, 4)])
+def test_presets_of_large_scale_jitter(epochs, times):
+    config, deeper = (presets.preset(f"mask_rcnn_{name}_fpn_lsj_{epochs}ep") for name in ("r50", "r101"))
+    assert deeper == config.replace(backbone__name="resnet101")
+    assert (config.data.canvas, config.data.scale_jitter) == ((1024, 1024), (0.1, 2.0))
+    training = config.training
+    assert (training.steps, training.decay_steps) == (184_375 * times, (163_889 * times, 177_546 * times))
+    # 64 images a step on eight devices, a hundred epochs of 118,000 images.
+    assert training.images_per_device * 8 == training.reference_batch == 64
+    assert training.steps * 64 // 118_000 == epochs
+    norms = {config.backbone.norm, config.fpn.norm, config.box_head.norm, config.mask_head.norm}
+    assert norms == {"sync_batch"} and config.backbone.frozen_stages == 0
+    assert (config.rpn.convs, config.box_head.convs, config.box_head.fc) == (2, (256,) * 4, (1024,))
+    assert (config.input.shorter_edge, config.input.longer_edge) == ((800,), 1333)
 
 
 def test_json_that_is_none():

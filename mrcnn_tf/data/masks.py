@@ -65,8 +65,7 @@ def mask_crops(example: Example, side: int = 112) -> np.ndarray:
         box = tuple(float(value) for value in example.boxes[row])
         window = _window(box, example.size)
         top, left, bottom, right = window
-        drawn = _drawn_rle if isinstance(segmentation, dict) else _drawn_polygons
-        pixels = drawn(segmentation, window)
+        pixels = _drawn(segmentation, window)
         # Corners that float32 moved a hair past the image's edge are refused by the resize.
         region = (box[1] - left, box[0] - top, min(box[3], right) - left, min(box[2], bottom) - top)
         image = Image.fromarray(pixels * np.uint8(255))
@@ -74,6 +73,18 @@ def mask_crops(example: Example, side: int = 112) -> np.ndarray:
         if not isinstance(segmentation, dict) and not crops[row].any():
             crops[row] = _drawn_fine(segmentation, box, side)
     return crops
+
+
+def object_pixels(example: Example, row: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask of one object in the whole pixels that its box touches, as the COCO tools draw it.
+
+    Returns:
+        [h, w] uint8 0 or 1, and the (top, left) of its first pixel in the original image.
+    """
+    y1, x1, y2, x2 = (float(value) for value in example.boxes[row])
+    top, left = max(int(np.floor(y1)), 0), max(int(np.floor(x1)), 0)
+    window = (top, left, min(int(np.ceil(y2)), example.size[0]), min(int(np.ceil(x2)), example.size[1]))
+    return _drawn(example.segmentations[row], window), (top, left)
 
 
 def _window(box: tuple, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -84,6 +95,11 @@ def _window(box: tuple, size: tuple[int, int]) -> tuple[int, int, int, int]:
     y1, x1, y2, x2 = box
     top, left = max(int(np.floor(y1)) - 1, 0), max(int(np.floor(x1)) - 1, 0)
     return top, left, min(int(np.ceil(y2)) + 1, size[0]), min(int(np.ceil(x2)) + 1, size[1])
+
+
+def _drawn(segmentation: list | dict, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The window's (top, left, bottom, right) part of the mask, uint8 0 or 1."""
+    return (_drawn_rle if isinstance(segmentation, dict) else _drawn_polygons)(segmentation, window)
 
 
 def _drawn_rle(segmentation: dict, window: tuple[int, int, int, int]) -> np.ndarray:

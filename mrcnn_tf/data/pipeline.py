@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.data.cropping import Part, cut_example, fit_part, move_boxes, move_keypoints, random_part
 from mrcnn_tf.data.errors import DataError
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.masks import mask_crops
@@ -54,8 +55,12 @@ class BatchPlan:
     from its own beginning, so that every epoch shows every image and has `steps_per_epoch` batches.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, drop_empty: bool = False):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int = 0, drop_empty: bool = False, by_aspect: bool = True
+    ):
         """Plans batches of `batch_size`; `drop_empty` leaves out images without objects.
+
+        `by_aspect` false leaves the aspect ratios mixed, which costs nothing where all images get one canvas.
 
         Raises:
             DataError: no image is left.
@@ -74,7 +79,7 @@ class BatchPlan:
         self._ids = dataset.image_ids
         self._keep = keep
         aspect = np.log2(dataset.sizes[keep, 1] / dataset.sizes[keep, 0])
-        self._bins = np.round(aspect * _BINS_PER_OCTAVE).astype(np.int64)
+        self._bins = np.round(aspect * _BINS_PER_OCTAVE * by_aspect).astype(np.int64)
         self._epochs: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -137,7 +142,9 @@ def training_batches(
     check_proposals(dataset, config)
     if "keypoints" in config.branches and not dataset.keypoint_names:
         logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
-    plan = plan or BatchPlan(dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty)
+    plan = plan or BatchPlan(
+        dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty, not config.data.crop
+    )
     loader = _TrainingLoader(dataset, config, plan, seed)
     first = start_step * plan.batch_size
 
@@ -286,19 +293,18 @@ class _Loader:
 
     def _arrays(self, example: Example, image: np.ndarray, view: View) -> tuple:
         config = self._config
+        part = self._part(example, view)
+        example = cut_example(example, part, view.flip)
         boxes = example.boxes
         if view.flip:
             image, boxes = image[:, ::-1], flip_boxes(boxes, example.size[1])
-        height, width, _ = resized_size(*example.size, view.shorter, config.input.longer_edge)
-        with tf.device("CPU:0"):
-            fitted = fit_image(np.ascontiguousarray(image), height, width, config.input.size_divisor).numpy()
         none = (0, 1)[len(example) == 0]  # one row of padding, so that a batch never has G = 0
         arrays = (
-            fitted,
-            np.array([height, width], np.int32),
+            self._fitted(np.ascontiguousarray(image), part, view),
+            np.array(part.shown, np.int32),
             np.array(example.size, np.int32),
             np.int64(example.image_id),
-            np.pad(scale_boxes(boxes, example.size, (height, width)), [[0, none], [0, 0]]),
+            np.pad(move_boxes(scale_boxes(boxes, example.size, part.size), part), [[0, none], [0, 0]]),
             np.pad(example.classes, [0, none]),
             np.pad(example.crowd.astype(np.uint8), [0, none]),
         )
@@ -306,29 +312,43 @@ class _Loader:
             crops = mask_crops(example, config.data.mask_crop)
             arrays += (np.pad(flip_crops(crops) if view.flip else crops, [[0, none], [0, 0], [0, 0]]),)
         if "keypoints" in config.branches:
-            points = self._keypoints(example, (height, width), view.flip)
+            points = self._keypoints(example, part, view.flip)
             arrays += (np.pad(points, [[0, none], [0, 0], [0, 0]]),)
         if "proposals" in self.fields:
-            arrays += (self._given_proposals(example, (height, width), view.flip),)
+            arrays += (self._given_proposals(example, part, view.flip),)
         return arrays
 
-    def _given_proposals(self, example: Example, size: tuple[int, int], flip: bool) -> np.ndarray:
-        """[P, 4] float32 in the pixels of the resized image, of `size` (height, width)."""
+    def _part(self, example: Example, view: View) -> Part:
+        """What of the image is shown, and in which size."""
+        if view.canvas is not None:
+            return random_part(example.size, view.canvas, view.factor, view.place)
+        size = resized_size(*example.size, view.shorter, self._config.input.longer_edge)[:2]
+        return Part(size, (0, 0), size)
+
+    def _fitted(self, image: np.ndarray, part: Part, view: View) -> np.ndarray:
+        """The network's image [H, W, C]: the canvas, or the whole image with its padding."""
+        with tf.device("CPU:0"):
+            if view.canvas is not None:
+                return fit_part(image, part, view.canvas).numpy()
+            return fit_image(image, *part.size, self._config.input.size_divisor).numpy()
+
+    def _given_proposals(self, example: Example, part: Part, flip: bool) -> np.ndarray:
+        """[P, 4] float32 in the pixels of what is shown."""
         boxes = np.zeros((0, 4), np.float32)
         if example.image_id in self._dataset.proposals:
             boxes, _ = self._dataset.proposals.of(example.image_id, self._proposals)
-        boxes = scale_boxes(flip_boxes(boxes, example.size[1]) if flip else boxes, example.size, size)
-        return np.pad(boxes, [[0, self._proposals - len(boxes)], [0, 0]])
+        boxes = scale_boxes(flip_boxes(boxes, example.size[1]) if flip else boxes, example.size, part.size)
+        return np.pad(move_boxes(boxes, part), [[0, self._proposals - len(boxes)], [0, 0]])
 
-    def _keypoints(self, example: Example, size: tuple[int, int], flip: bool) -> np.ndarray:
-        """[G, J, 3] float32 in the pixels of the resized image, of `size` (height, width)."""
+    def _keypoints(self, example: Example, part: Part, flip: bool) -> np.ndarray:
+        """[G, J, 3] float32 in the pixels of what is shown."""
         points = example.keypoints
         if points is None:
             return np.zeros((len(example), len(self._mirrored), 3), np.float32)
         points = points.astype(np.float32)
         if flip:
             points = flip_keypoints(points, example.size[1], self._mirrored)
-        return scale_keypoints(points, example.size, size)
+        return move_keypoints(scale_keypoints(points, example.size, part.size), part)
 
 
 class _TrainingLoader(_Loader):

@@ -50,22 +50,39 @@ def prepare_image(image: tf.Tensor, config: InputConfig, shorter: int | None = N
 
 @dataclass(frozen=True)
 class View:
-    """What chance decided for one training example: mirrored or not, and the shorter edge."""
+    """What chance decided for one training example: mirrored or not, and how much of it is seen in which size.
+
+    Attributes:
+        flip: whether it is mirrored left to right.
+        shorter: the shorter edge in pixels; not used with a canvas.
+        canvas: (height, width) that the image is brought to, or None for the whole image at its own size.
+        factor: the image is scaled to fit the canvas times this.
+        place: the (y, x) place of the part that is shown, each from 0 to 1, see `cropping.random_part`.
+    """
 
     flip: bool
     shorter: int
+    canvas: tuple[int, int] | None = None
+    factor: float = 1.0
+    place: tuple[float, float] = (0.0, 0.0)
 
 
 def draw_view(rng: np.random.Generator, input_config: InputConfig, data_config: DataConfig) -> View:
-    """Draws flip and shorter edge; the numbers drawn are the same whatever is switched on.
+    """Draws flip, size and part; the numbers drawn are the same whatever is switched on.
 
-    The jitter's factor multiplies the shorter edge; the bound on the longer edge stays.
+    The jitter's factor multiplies the shorter edge, and the bound on the longer edge stays; or the canvas.
     """
-    flip, edge, factor = rng.random(3)
+    flip, edge, share = rng.random(3)
     low, high = data_config.scale_jitter
+    factor = low + share * (high - low)
     shorter = input_config.shorter_edge[int(edge * len(input_config.shorter_edge))]
-    jittered = shorter * (low + factor * (high - low))
-    return View(flip=bool(data_config.flip and flip < 0.5), shorter=max(1, int(round(jittered))))
+    return View(
+        flip=bool(data_config.flip and flip < 0.5),
+        shorter=max(1, int(round(shorter * factor))),
+        canvas=data_config.canvas,
+        factor=float(factor),
+        place=tuple(float(value) for value in rng.random(2)),
+    )
 
 
 def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
