@@ -26,7 +26,7 @@ BACKBONES = {"resnet50": "resnet18", "resnet101": "resnet34", "resnext101_64x4d"
 SIDE = 128  # pixels of an image
 # On a single map the images are enlarged: an object shall have a few cells of stride 16, and one or more of stride 32.
 ENLARGED = {"fpn": 1.0, "c4": 1.5, "c5": 1.5}
-STEPS = {"fpn": 300, "c4": 140, "c5": 240}
+STEPS = {"fpn": 300, "c4": 140, "c5": 480}
 BATCH = 4
 HELD_OUT = 150  # images
 # Seeds of the images: of the backbone's training, of those held out, and (plus the row's) of each training.

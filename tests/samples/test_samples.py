@@ -26,6 +26,7 @@ def test_shapes_in_a_few_steps(tmp_path, capsys):
     assert captured.err.splitlines()[-1].startswith("error: an AP50 below 0.80")
 
 
+@pytest.mark.slow
 def test_nucleus_in_a_few_steps(nuclei, backbone_weights, tmp_path, capsys):
     arguments = ["--data", nuclei, "--weights", backbone_weights, "--run-dir", tmp_path / "run"]
     assert run_sample("nucleus/nucleus.py", *arguments, "--steps", 1, "--val-images", 2) == 0

@@ -65,6 +65,7 @@ def test_keypoints_from_training_to_export(data, tmp_path, capsys):
     assert answer["keypoints"].shape == (1, 8, 3, 3) and "masks" not in answer
 
 
+@pytest.mark.slow
 def test_boxes_alone_of_a_file_of_boxes(tmp_path, capsys):
     boxes = [rectangle(number, number, 3, 5, 10, 30, 40) for number in (1, 2)]
     for box in boxes:

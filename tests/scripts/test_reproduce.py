@@ -379,6 +379,7 @@ def test_persons_are_trained_on_images_with_labelled_keypoints(tmp_path):
     assert len(jobs.validation(table, arguments)[0]) == 4
 
 
+@pytest.mark.slow
 def test_a_proxy_is_really_trained(tmp_path, monkeypatch):
     proxy = module("_proxy")
     monkeypatch.setattr(proxy, "HELD_OUT", 4)
