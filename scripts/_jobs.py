@@ -45,13 +45,24 @@ class Job:
 
     def identity(self) -> dict:
         """What a stored result has to agree with, ready for json."""
-        sets = {"train": self.train_set, "val": self.val_set}
         return {
             "config": self.config.to_dict(),
             "data": self.data,
             "weights": self.weights,
-            **{name: [len(one), zlib.crc32(np.asarray(one.image_ids).tobytes())] for name, one in sets.items()},
+            "train": _images_of(self.train_set),
+            "val": _images_of(self.val_set),
         }
+
+
+def given_identity(table: Table, checkpoint: str, arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict:
+    """What a stored result of a given model has to agree with, ready for json."""
+    val_set, data = validation(table, arguments)
+    place = "/".join(Path(checkpoint).resolve().parts[-3:])  # most models are called model.keras
+    return {"checkpoint": place, "overrides": overrides, "data": data, "val": _images_of(val_set)}
+
+
+def _images_of(dataset: mrcnn_tf.Dataset) -> list[int]:
+    return [len(dataset), zlib.crc32(np.asarray(dataset.image_ids).tobytes())]
 
 
 def make_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace, overrides: dict[str, Any]) -> Job:
@@ -144,15 +155,18 @@ def checkpoint_of(table: Table, row: Row, arguments: argparse.Namespace) -> str 
     return given.get(f"{table.name}/{row.name}") or given.get(row.name)
 
 
-def validation(table: Table, arguments: argparse.Namespace) -> tuple[mrcnn_tf.Dataset, str]:
-    """The images that a given model is measured on, and what they are."""
+def validation(
+    table: Table, arguments: argparse.Namespace, names: tuple[str, ...] = ()
+) -> tuple[mrcnn_tf.Dataset, str]:
+    """The images that a model is measured on, and what they are; `names` are the classes to take, () all there are."""
     if arguments.proxy:
         val_set = _proxy.data(table.data, 1, 0)[1]
         return val_set, f"{len(val_set)} drawn images of seed {_proxy.HELD_OUT_SEED}"
     if table.data == "cityscapes":
         dataset = _cityscapes(_needed(arguments, "cityscapes"), "val")
     else:
-        dataset = _coco(*_needed(arguments, "val", "val_images"), ("person",) if table.data == "persons" else None)
+        names = ("person",) if table.data == "persons" else names or None
+        dataset = _coco(*_needed(arguments, "val", "val_images"), names)
     return dataset, f"{len(dataset)} validation images"
 
 

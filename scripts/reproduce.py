@@ -38,7 +38,7 @@ EXAMPLES = """examples:
     scripts/reproduce.py 5,6 ... --train person_keypoints_train.json --val person_keypoints_val.json
     scripts/reproduce.py 7 --cityscapes cityscapes/ --run-dir runs/cityscapes --devices 8
     scripts/reproduce.py timing --run-dir runs/timing"""
-RESULT = "result.json"
+RESULT, BEGUN = "result.json", "begun.json"
 LARGE = ("checkpoints", "tensorboard", "model.keras", "start.weights.h5")  # of a finished proxy nobody needs them
 
 
@@ -143,10 +143,11 @@ def finished_row(table: Table, row: Row, seed: int, arguments: argparse.Namespac
     folder = Path(arguments.run_dir) / table.name / row.name / f"seed{seed}"
     checkpoint = _jobs.checkpoint_of(table, row, arguments)
     if checkpoint is not None:
-        identity, job = {"checkpoint": Path(checkpoint).name}, None
+        identity, job = _jobs.given_identity(table, checkpoint, arguments, overrides), None
     else:
         job = _jobs.make_job(table, row, seed, arguments, overrides)
-        identity = json.loads(json.dumps(job.identity()))
+        identity = job.identity()
+    identity = json.loads(json.dumps(identity))
     stored = read_result(folder / RESULT)
     if stored is not None:
         check_same(stored["identity"], identity, folder / RESULT)
@@ -154,7 +155,11 @@ def finished_row(table: Table, row: Row, seed: int, arguments: argparse.Namespac
     result = twin(Path(arguments.run_dir), seed, identity)
     if result is None:
         start = time.perf_counter()
-        result = given(table, checkpoint, folder, arguments) if job is None else trained(table, job, folder, arguments)
+        if job is None:
+            result = given(table, checkpoint, folder, arguments, overrides)
+        else:
+            begin(identity, folder / BEGUN)
+            result = trained(table, job, folder, arguments)
         result |= {"identity": identity, "seconds": round(time.perf_counter() - start), "command": command_line()}
     result = {"table": table.name, "row": row.name, "seed": seed, **_without(result, "table", "row", "seed")}
     store(result, folder / RESULT)
@@ -177,14 +182,24 @@ def trained(table: Table, job, folder: Path, arguments: argparse.Namespace) -> d
     return {"steps": training.steps, "data": job.data, "start": job.weights, "metrics": metrics}
 
 
-def given(table: Table, checkpoint: str, folder: Path, arguments: argparse.Namespace) -> dict:
-    """Measures a trained model."""
+def given(table: Table, checkpoint: str, folder: Path, arguments: argparse.Namespace, overrides: dict) -> dict:
+    """Measures a trained model, by its own classes in their order.
+
+    Raises:
+        UsageError: they are not those of the table's data.
+    """
     import _jobs
 
     import mrcnn_tf
 
-    val_set, data = _jobs.validation(table, arguments)
-    metrics = measured(table, mrcnn_tf.load(checkpoint), val_set, folder, 1)
+    model = mrcnn_tf.load(checkpoint, **overrides)
+    val_set, data = _jobs.validation(table, arguments, model.config.class_names)
+    names, count = model.config.class_names or val_set.class_names, model.config.num_classes
+    if count != len(val_set.class_names) or names != val_set.class_names:
+        known = f"the model knows {count} classes ({', '.join(names[:3])}, ...)"
+        theirs = f"{len(val_set.class_names)} ({', '.join(val_set.class_names[:3])}, ...)"
+        raise _cli.UsageError(f"--checkpoint {checkpoint}: {known}, {val_set.name} has {theirs}")
+    metrics = measured(table, model, val_set, folder, 1)
     return {"steps": None, "data": data, "start": f"the trained model {Path(checkpoint).name}", "metrics": metrics}
 
 
@@ -210,6 +225,19 @@ def twin(run_dir: Path, seed: int, identity: dict) -> dict | None:
         if result is not None and result["identity"] == identity and "config" in identity:
             return {**result, "same_as": f"{result['table']}/{result['row']}"}
     return None
+
+
+def begin(identity: dict, path: Path) -> None:
+    """Notes what a training is of, or refuses to go on with one of other settings.
+
+    Raises:
+        UsageError: so it is.
+    """
+    begun = read_result(path)
+    if begun is not None:
+        check_same(begun, identity, path)
+    else:
+        store(identity, path)
 
 
 def check_same(stored: dict, asked: dict, path: Path) -> None:
