@@ -179,7 +179,7 @@ def _datasets(table: Table, arguments: argparse.Namespace) -> tuple[mrcnn_tf.Dat
         persons = table.data == "persons"
         train_set = _persons(*files) if persons else _coco(*files, None)
         name = Path(files[0]).stem + (", persons with keypoints" if persons else "")
-    val_set, _ = validation(table, arguments)
+    val_set, _ = validation(table, arguments, train_set.class_names)
     return train_set, val_set, f"{name}: {len(train_set)} images; measured on {len(val_set)}"
 
 
