@@ -12,11 +12,12 @@ _TEXT = (
 CLASSES = tuple(_TEXT.split(", "))
 # COCO's ids run to 90 with ten gaps, which torchvision keeps as classes without objects.
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+NO_CLASS = "N/A"
 
 
 def _with_gaps(class_names: tuple[str, ...]) -> tuple[str, ...]:
     rest = iter(class_names)
-    return tuple("N/A" if number in GAPS else next(rest) for number in range(1, 91))
+    return tuple(NO_CLASS if number in GAPS else next(rest) for number in range(1, 91))
 
 
 CLASSES_WITH_GAPS = _with_gaps(CLASSES)

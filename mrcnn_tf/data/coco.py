@@ -40,7 +40,7 @@ def read_coco(
     Args:
         image_dir: the folder that the file names are relative to.
         skip_bad: bad records are counted in the data set's `problems` instead of raised.
-        class_names: take these categories only, as classes 1..K in this order.
+        class_names: take these categories only, as classes 1..K in this order; "N/A" is a class without objects.
 
     Raises:
         DataError: the file is missing or not COCO; with skip_bad off, the first bad record.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mrcnn_tf.coco_names import NO_CLASS
 from mrcnn_tf.data.coco_records import Annotations, BadRecord, integer, short
 from mrcnn_tf.data.errors import DataError
 
@@ -21,7 +22,8 @@ def read_categories(
     Args:
         path: the file, for messages.
         records: its categories.
-        wanted: names of those to take, in this order; None takes all in the order of their ids.
+        wanted: names of those to take, in this order; None takes all in the order of their ids. "N/A" is a class
+            without objects, of which torchvision's models have ten.
 
     Raises:
         DataError: a category without id or name, an id given twice, a wanted name that there is not.
@@ -41,12 +43,14 @@ def read_categories(
         ids = sorted(known)
     else:
         by_name = {name: number for number, name in known.items()}
-        missing = [name for name in wanted if name not in by_name]
+        missing = [name for name in wanted if name not in by_name and name != NO_CLASS]
         if missing:
             message = f"{path}: has no category '{missing[0]}'; its categories are {', '.join(sorted(by_name))}"
             raise DataError(message, "category unknown")
-        ids = [by_name[name] for name in wanted]
-    return np.array(ids, np.int64), tuple(known[number] for number in ids), np.array(sorted(known), np.int64)
+        # Each class without objects has an id of its own, which no file has.
+        ids = [by_name.get(name, -place) for place, name in enumerate(wanted, start=1)]
+    names = tuple(known.get(number, NO_CLASS) for number in ids)
+    return np.array(ids, np.int64), names, np.array(sorted(known), np.int64)
 
 
 def read_keypoints(path: str, records: list, ids: np.ndarray, annotations: Annotations) -> tuple[tuple, tuple]:

@@ -10,6 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from mrcnn_tf.data import full_masks, read_coco
+from mrcnn_tf.detections import Detections
+from mrcnn_tf.evaluation.coco import evaluate_coco
 
 
 def test_hand_made_file(coco_folder):
@@ -98,6 +100,21 @@ def test_chosen_classes_in_the_given_order(coco_folder):
     assert dataset.example(0).classes.tolist() == [2]
     assert dataset.example(1).classes.tolist() == [1, 2]
     assert not dataset.problems  # what is not asked for is no problem
+
+
+def test_classes_without_objects_keep_their_places(coco_folder):
+    """As torchvision's models have them, where the ids have gaps."""
+    names = ("N/A", "dog", "N/A", "cat", "owl")
+    dataset = read_coco(coco_folder.json, coco_folder.images, class_names=names)
+    assert dataset.class_names == names and dataset.category_ids == (-1, 3, -3, 7, 12)
+    assert [dataset.example(index).classes.tolist() for index in (0, 1)] == [[4, 2, 4], [5, 2]]
+    # What a model finds of such a class is a mistake that no class's precision knows of.
+    truth = [dataset.example(index) for index in range(4)]
+    found = {one.image_id: Detections.from_example(one, names) for one in truth}
+    found[30] = Detections([[1, 1, 9, 9]], [3], [0.9], names, (16, 16), masks=np.ones((1, 16, 16), bool))
+    evaluation = evaluate_coco(dataset, found)
+    assert evaluation.metrics["box/AP"] == evaluation.metrics["mask/AP"] == 1.0
+    assert evaluation.per_class["N/A"]["objects"] == 0 and np.isnan(evaluation.per_class["N/A"]["box/AP"])
 
 
 def test_boxes_are_clipped_to_their_image(coco_folder):
