@@ -27,6 +27,61 @@ def test_defaults_are_the_papers():
     assert config.mask_side == 28 and config.anchors.per_position == 3
 
 
+def test_single_maps_have_the_papers_numbers():
+    for name in ("mask_rcnn_r50_c4", "mask_rcnn_r101_c4"):
+        config = presets.preset(name)
+        assert (config.roi.rois_per_image, config.rpn.post_nms_test, config.anchors.per_position) == (64, 300, 15)
+        # res5 on 7 x 7 with stride 1, masks of 14 x 14 right behind it (figure 3, left).
+        assert (config.box_head.pool, config.box_head.res5_stride, config.box_head.fc) == (7, 1, ())
+        assert (config.mask_head.pool, config.mask_head.convs, config.mask_side) == (7, (), 14)
+    c5 = presets.preset("mask_rcnn_r50_c5")
+    assert (c5.box_head, c5.mask_head) == (Config().box_head, Config().mask_head)
+    fpn = presets.preset("mask_rcnn_r50_fpn")
+    assert (fpn.rpn.post_nms_test, fpn.detections.max_per_image, fpn.detections.nms_iou) == (1000, 100, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "change"),
+    [
+        ("softmax", "c4", {"mask_head": {"activation": "softmax"}}),
+        ("agnostic", "c4", {"mask_head": {"class_agnostic": True}}),
+        ("roipool", "c4", {"roi": {"layer": "pool", "reduce": "max"}}),
+        ("roiwarp", "c4", {"roi": {"layer": "warp", "reduce": "mean"}}),
+        ("roiwarp_max", "c4", {"roi": {"layer": "warp", "reduce": "max"}}),
+        ("roialign_max", "c4", {"roi": {"layer": "align", "reduce": "max"}}),
+        ("roipool", "c5", {"roi": {"layer": "pool", "reduce": "max"}}),
+        ("mlp", "fpn", {"mask_head": {"fc": (1024, 1024)}}),
+        ("mlp3", "fpn", {"mask_head": {"fc": (1024, 1024, 1024)}}),
+    ],
+)
+def test_rows_of_table_2_differ_in_one_thing(name, base, change):
+    base = presets.preset(f"mask_rcnn_r50_{base}")
+    row = presets.preset(f"mask_rcnn_r50_{base.backbone.features}_{name}")
+    assert row == base.replace(**change) != base
+
+
+def test_presets_of_persons_differ_in_their_branches():
+    rows = {
+        "keypoint_rcnn_r50_fpn": ("keypoints",),
+        "keypoint_mask_rcnn_r50_fpn": ("mask", "keypoints"),
+        "person_mask_rcnn_r50_fpn": ("mask",),
+        "person_faster_rcnn_r50_fpn": (),
+    }
+    for name, branches in rows.items():
+        config = presets.preset(name)
+        assert config == presets.preset("keypoint_rcnn_r50_fpn", branches=branches)
+        assert (config.class_names, config.input.shorter_edge[0], config.input.shorter_edge[-1]) == (
+            ("person",),
+            640,
+            800,
+        )
+        training = config.training
+        assert (training.steps, training.decay_steps, training.learning_rate) == (90_000, (60_000, 80_000), 0.02)
+        assert (config.keypoint_head.convs, config.keypoint_head.side) == ((512,) * 8, 56)
+    pool = presets.preset("keypoint_rcnn_r50_fpn_roipool")
+    assert pool == presets.preset("keypoint_rcnn_r50_fpn", roi={"layer": "pool", "reduce": "max"})
+
+
 def test_presets_of_public_checkpoints_know_cocos_classes():
     torchvision = presets.preset("torchvision/maskrcnn_resnet50_fpn")
     detectron2 = presets.preset("detectron2/mask_rcnn_R_50_FPN")
