@@ -185,7 +185,8 @@ class RoIConfig:
     `layer` is "align"; "pool" and "warp", the quantised ones that the paper compares; or "crop", with the outer
     samples on the corners of the RoI (Matterport). `reduce` is how the samples of a bin become one: "mean" or "max".
     `half_pixel` applies the half-pixel shift of feature coordinates (Detectron2 does, the first
-    torchvision checkpoints do not); `samples` is the number of sampling points per bin and side.
+    torchvision checkpoints do not); `samples` is the number of sampling points per bin and side, where 0 lets it grow
+    with the RoI, so that they are at most one cell apart (Detectron2's default).
     """
 
     rois_per_image: int = 512
@@ -204,7 +205,7 @@ class RoIConfig:
         check(0 < self.positive_iou <= 1, self, "positive_iou", "in (0, 1]")
         check(self.layer in ("align", "pool", "warp", "crop"), self, "layer", "'align', 'pool', 'warp' or 'crop'")
         check(self.reduce in ("mean", "max"), self, "reduce", "'mean' or 'max'")
-        check(self.samples >= 1, self, "samples", "at least 1")
+        check(self.samples >= 0, self, "samples", "at least 1, or 0 for a number that grows with the RoI")
         check(self.canonical_size > 0, self, "canonical_size", "positive pixels")
         check(2 <= self.canonical_level <= 5, self, "canonical_level", "2 to 5")
 
@@ -286,7 +287,8 @@ class KeypointHeadConfig:
     def __post_init__(self):
         check(self.pool >= 1, self, "pool", "at least 1")
         check(all(width >= 1 for width in self.convs), self, "convs", "positive widths")
-        check(len(self.names) >= 1, self, "names", "at least one keypoint")
+        different = len(set(self.names)) == len(self.names) >= 1
+        check(different, self, "names", "at least one keypoint, all called differently")
         known = all(0 <= end < len(self.names) for line in self.skeleton for end in line)
         check(known, self, "skeleton", f"keypoints from 0 to {len(self.names) - 1}")
         check(self.loss_weight > 0, self, "loss_weight", "positive")

@@ -126,6 +126,7 @@ def test_replace_takes_sections_dotted_names_and_single_numbers():
         ({"input.mean": [1.0]}, ["mean", "one value per channel (3)"]),
         ({"anchors.sizes": [[32.0], [64.0]]}, ["sizes", "P2..P6"]),
         ({"box_head.delta_weights": [1.0, 2.0]}, ["delta_weights", "4 values"]),
+        ({"keypoint_head.names": ["left_hand", "hand", "hand"]}, ["KeypointHeadConfig.names", "called differently"]),
         ({"training.decay_steps": [5, 3]}, ["decay_steps", "ascending"]),
         ({"data.crop": [64, 64, 64]}, ["DataConfig.crop = (64, 64, 64)", "height and width", "() for none"]),
         ({"data.crop": 0}, ["DataConfig.crop = (0,)", "positive pixels"]),
