@@ -137,19 +137,29 @@ class GracefulStop(keras.callbacks.Callback):
         self._nothing_to_save = False
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.team is not None and self.team.any(self._received is not None):
-            self._received = self._received or signal.SIGTERM
-        if self._received is not None and not self.progress.at_epoch_end:
+        if self._stops() and not self.progress.at_epoch_end:
             self.checkpoint.save()
             self._wait_for_others()
             raise self._interruption()
+
+    def _stops(self) -> bool:
+        """Whether any worker got a signal: all of them ask at the same points and hear the same.
+
+        What reaches one of them after it has asked counts at the next point, lest it leaves the others alone.
+        """
+        if self.team is None:
+            return self._received is not None
+        stops = self.team.any(self._received is not None)
+        if stops:
+            self._received = self._received or signal.SIGTERM
+        return stops
 
     def _wait_for_others(self) -> None:
         if self.team is not None:
             self.team.wait()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._received is not None:
+        if self._stops():
             if not self.checkpoint.is_saved:
                 self.checkpoint.save_epoch(epoch, logs)
             self._wait_for_others()

@@ -137,6 +137,46 @@ def test_a_second_signal_acts_as_usual(tmp_path):
         fit_steps(stand_in(tiny_config()), batches, progress, [checkpoint, stop, At(twice, step=6)])
 
 
+class Crew:
+    """Two workers of which this is one: what the other one got, and how often both have met."""
+
+    def __init__(self, other=lambda meeting: False):
+        self.other, self.meetings = other, 0
+
+    def any(self, flag):
+        self.meetings += 1
+        return flag or self.other(self.meetings)
+
+    def wait(self):
+        self.meetings += 1
+
+
+def test_a_signal_to_another_worker_at_the_end_of_an_epoch_stops_this_one(tmp_path):
+    """It came while the chief wrote the checkpoint, when the last step was over."""
+    progress, crew = Progress(12, 4), Crew(other=lambda meeting: meeting == 5)  # four steps, then the epoch's end
+    checkpoint = checkpoint_of(tmp_path, progress)
+    stop = GracefulStop(checkpoint, progress, team=crew)
+    with pytest.raises(TrainingInterrupted) as caught, stop:
+        fit_steps(stand_in(tiny_config()), batches, progress, [checkpoint, stop])
+    assert caught.value.step == 4 and caught.value.code == 143 and crew.meetings == 6
+
+
+def test_a_signal_while_workers_meet_counts_when_they_meet_again(tmp_path):
+    """The others have left by then without knowing of it."""
+    progress = Progress(12, 4)
+
+    def signal_at_second(meeting):
+        if meeting == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    crew = Crew(other=signal_at_second)
+    checkpoint = checkpoint_of(tmp_path, progress)
+    stop = GracefulStop(checkpoint, progress, team=crew)
+    with pytest.raises(TrainingInterrupted) as caught, stop:
+        fit_steps(stand_in(tiny_config()), batches, progress, [checkpoint, stop])
+    assert caught.value.step == 3 and crew.meetings == 4
+
+
 def test_in_a_thread_signals_stay_as_they_are(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     seen = []
