@@ -54,6 +54,13 @@ class Job:
         }
 
 
+def step_identity(arguments: argparse.Namespace) -> dict:
+    """What decides how many images a step has, where it is not the preset alone; to be part of the identity."""
+    devices = None if arguments.batch_size else arguments.devices
+    named = {"batch_size": arguments.batch_size, "devices": devices}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def given_identity(table: Table, checkpoint: str, arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict:
     """What a stored result of a given model has to agree with, ready for json."""
     val_set, data = validation(table, arguments)

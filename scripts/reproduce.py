@@ -146,7 +146,7 @@ def finished_row(table: Table, row: Row, seed: int, arguments: argparse.Namespac
         identity, job = _jobs.given_identity(table, checkpoint, arguments, overrides), None
     else:
         job = _jobs.make_job(table, row, seed, arguments, overrides)
-        identity = job.identity()
+        identity = job.identity() | _jobs.step_identity(arguments)
     identity = json.loads(json.dumps(identity))
     stored = read_result(folder / RESULT)
     if stored is not None:

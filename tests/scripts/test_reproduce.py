@@ -129,6 +129,14 @@ def test_timing_compares_c4_with_fpn():
     assert timing.hardware().endswith(" cores") == (not tf.config.list_physical_devices("GPU"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["inference", "resize", "step"])
+def test_seconds_are_measured(kind, monkeypatch):
+    timing = module("_timing")
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    assert 0 < timing.measure("shapes", kind, (64, 96)) < 60
+
+
 # === The command ===
 
 
@@ -203,6 +211,12 @@ def test_results_of_other_settings_are_not_mixed(stand_ins, tmp_path, capsys):
     assert (config.training.steps, config.training.decay_steps, config.training.momentum) == (20, (15,), 0.8)
     assert run_command("reproduce", *command, "--steps", "30") == 2
     assert "config.training.steps was 20, now 30" in capsys.readouterr().err and len(stand_ins) == 1
+    # Other images a step are another training too.
+    command += ["--steps", "20", "training.momentum=0.8"]
+    for more, what in ((["--batch-size", 4], "batch_size was None, now 4"), (["--devices", 2], "devices was None")):
+        assert run_command("reproduce", *command, *more) == 2
+        assert what in capsys.readouterr().err
+    assert run_command("reproduce", *command) == 0 and len(stand_ins) == 1
 
 
 def test_full_size_rows_take_the_given_weights_and_classes(stand_ins, tmp_path):
