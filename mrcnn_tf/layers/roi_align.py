@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mrcnn_tf.geometry import boxes as box_ops
 from mrcnn_tf.geometry import crops
+from mrcnn_tf.geometry.adaptive_crops import crop_adaptively
 from mrcnn_tf.layers.base import Float32Layer, spec
 
 
@@ -86,7 +87,9 @@ class RoIAlign(RoILayer):
     Every cell of the output is the mean, or the maximum, of `samples` x `samples` bilinear samples.
 
     Args:
-        size: S. samples: sampling points per cell and side.
+        size: S. samples: sampling points per cell and side. 0 gives each region its own numbers of rows and columns, so
+            that samples are at most one cell of the map apart: Detectron2's sampling_ratio 0. A region without height
+            or width then has no samples and gives 0.
         half_pixel: cell (i, j) of a map has its centre at (i + .5, j + .5) strides. Without it (the first torchvision
             checkpoints) the centre is at (i, j), and regions are widened to at least one cell.
         reduce: "mean" or "max", how the samples of a cell become one (table 2c finds both equally good).
@@ -106,6 +109,8 @@ class RoIAlign(RoILayer):
     ):
         super().__init__(size, canonical_size, canonical_level, strides, **kwargs)
         self.samples = int(samples)
+        if self.samples < 0:
+            raise ValueError(f"samples={samples}: at least 0, which means as many as the region needs")
         self.half_pixel = bool(half_pixel)
         if reduce not in ("mean", "max"):
             raise ValueError(f"reduce={reduce!r}: 'mean' or 'max'")
@@ -120,10 +125,11 @@ class RoIAlign(RoILayer):
 
     def pool_level(self, feature: tf.Tensor, boxes: tf.Tensor, image_index: tf.Tensor, stride: int) -> tf.Tensor:
         low, high = self.extent(boxes, stride)
+        if self.samples == 0:
+            return self._pool_adaptively(feature, low, high, image_index)
         grid = self.size * self.samples
         half_step = (high - low) / (2 * grid)
-        # Values are held for one cell beyond the border and 0 further out: the cell is added to the map.
-        feature = tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
+        feature = _with_border(feature)
         last_cell = tf.cast(tf.shape(feature)[1:3] - 1, tf.float32)
         corners = tf.concat([(low + half_step + 1.0) / last_cell, (high - half_step + 1.0) / last_cell], axis=-1)
         if self.reduce == "mean":
@@ -133,6 +139,16 @@ class RoIAlign(RoILayer):
         bins = [-1, self.size, self.samples, self.size, self.samples, sampled.shape[-1]]
         return tf.reduce_max(tf.reshape(sampled, bins), axis=(2, 4))
 
+    def _pool_adaptively(self, feature, low, high, image_index):
+        # Divided in float64 and rounded, since graphs turn a division into a product: 7 cells in 7 bins must not
+        # become two samples each.
+        cells = tf.cast(tf.cast(high - low, tf.float64) / self.size, tf.float32)
+        # No map has bins of so many cells; and what is not a number fails both comparisons.
+        sane = (cells > 0.0) & (cells < 2.0**15)
+        counts = tf.cast(tf.where(sane, tf.math.ceil(cells), 0.0), tf.int64)
+        step = (high - low) / tf.cast(self.size * tf.maximum(counts, 1), tf.float32)
+        return crop_adaptively(_with_border(feature), low + 1.0, step, counts, image_index, self.size, self.reduce)
+
     def get_config(self) -> dict:
         return {
             **super().get_config(),
@@ -140,6 +156,11 @@ class RoIAlign(RoILayer):
             "half_pixel": self.half_pixel,
             "reduce": self.reduce,
         }
+
+
+def _with_border(feature: tf.Tensor) -> tf.Tensor:
+    """A map with one cell more on each side: values are held so far beyond the border, and 0 further out."""
+    return tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
 
 
 def assign_levels(
