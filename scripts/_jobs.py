@@ -170,19 +170,19 @@ def validation(
         val_set = _proxy.data(table.data, 1, 0)[1]
         return val_set, f"{len(val_set)} drawn images of seed {_proxy.HELD_OUT_SEED}"
     if table.data == "cityscapes":
-        dataset = _cityscapes(_needed(arguments, "cityscapes"), "val")
+        dataset = _cityscapes(_needed(arguments, "cityscapes"), "val", arguments.skip_bad)
     else:
         names = ("person",) if table.data == "persons" else names or None
-        dataset = _coco(*_needed(arguments, "val", "val_images"), names)
+        dataset = _coco(*_needed(arguments, "val", "val_images"), arguments.skip_bad, names)
     return dataset, f"{len(dataset)} validation images"
 
 
 def _datasets(table: Table, arguments: argparse.Namespace) -> tuple[mrcnn_tf.Dataset, mrcnn_tf.Dataset, str]:
     if table.data == "cityscapes":
         root = _needed(arguments, "cityscapes")
-        train_set, name = _cityscapes(root, "train"), "Cityscapes, fine annotations"
+        train_set, name = _cityscapes(root, "train", arguments.skip_bad), "Cityscapes, fine annotations"
     else:
-        files = _needed(arguments, "train", "train_images")
+        files = (*_needed(arguments, "train", "train_images"), arguments.skip_bad)
         persons = table.data == "persons"
         train_set = _persons(*files) if persons else _coco(*files, None)
         name = Path(files[0]).stem + (", persons with keypoints" if persons else "")
@@ -199,19 +199,19 @@ def _needed(arguments: argparse.Namespace, *names: str) -> Any:
 
 
 @functools.cache
-def _coco(path: str, images: str, names: tuple[str, ...] | None) -> mrcnn_tf.Dataset:
-    return _cli.read_dataset(path, images, False, names)
+def _coco(path: str, images: str, skip_bad: bool, names: tuple[str, ...] | None) -> mrcnn_tf.Dataset:
+    return _cli.read_dataset(path, images, skip_bad, names)
 
 
 @functools.cache
-def _cityscapes(root: str, split: str) -> mrcnn_tf.Dataset:
-    return mrcnn_tf.read_cityscapes(root, split)
+def _cityscapes(root: str, split: str, skip_bad: bool) -> mrcnn_tf.Dataset:
+    return _cli.read_cityscapes(root, split, skip_bad)
 
 
 @functools.cache
-def _persons(path: str, images: str) -> mrcnn_tf.Dataset:
+def _persons(path: str, images: str, skip_bad: bool) -> mrcnn_tf.Dataset:
     """The images with labelled keypoints: section 5 trains all rows of table 5 on the same ones."""
-    whole = _coco(path, images, ("person",))
+    whole = _coco(path, images, skip_bad, ("person",))
     if not whole.keypoint_names:
         raise _cli.UsageError(f"{path}: has no keypoints; tables 5 and 6 want COCO's person_keypoints files")
     examples = (whole.example(index) for index in range(len(whole)))

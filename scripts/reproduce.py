@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 
   as in the paper, on 8 GPUs (ImageNet weights are fetched, or given by --backbone-weights resnet50=FILE):
     scripts/reproduce.py 2a --run-dir runs/paper --devices 8 --train instances_train.json --train-images train/ \\
-        --val instances_val.json --val-images val/
+        --val instances_val.json --val-images val/ --skip-bad
 
   one row, shorter; models that are there already:
     scripts/reproduce.py 2e --rows fcn --steps 20000 --run-dir runs/short ... input.shorter_edge=512
@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--val", metavar="JSON", help="validation annotations")
     data.add_argument("--val-images", metavar="DIR", help="the folder of their images")
     data.add_argument("--cityscapes", metavar="DIR", help="the folder with leftImg8bit/ and gtFine/ (table 7)")
+    data.add_argument("--skip-bad", action="store_true", help="leave bad records and images out, and tell of them")
     start = parser.add_argument_group("where trainings start")
     start.add_argument(
         "--backbone-weights",
@@ -178,6 +179,7 @@ def trained(table: Table, job, folder: Path, arguments: argparse.Namespace) -> d
     options = {"devices": arguments.devices, "batch_size": arguments.batch_size, "verbose": 2}
     training = mrcnn_tf.train(config, job.train_set, run_dir=folder, **options, **start)
     metrics = measured(table, training.model, job.val_set, folder, job.eval_batch)
+    _cli.print_problems(job.train_set, job.val_set)
     keras.utils.clear_session()  # dozens of models one after the other would fill the memory
     return {"steps": training.steps, "data": job.data, "start": job.weights, "metrics": metrics}
 
@@ -200,6 +202,7 @@ def given(table: Table, checkpoint: str, folder: Path, arguments: argparse.Names
         theirs = f"{len(val_set.class_names)} ({', '.join(val_set.class_names[:3])}, ...)"
         raise _cli.UsageError(f"--checkpoint {checkpoint}: {known}, {val_set.name} has {theirs}")
     metrics = measured(table, model, val_set, folder, 1)
+    _cli.print_problems(val_set)
     return {"steps": None, "data": data, "start": f"the trained model {Path(checkpoint).name}", "metrics": metrics}
 
 

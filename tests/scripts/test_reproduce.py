@@ -6,11 +6,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import tensorflow as tf
 
 import mrcnn_tf
 from mrcnn_tf import presets
+from mrcnn_tf.evaluation.coco import load_results
+from tests.support.cityscapes_folder import random_scene, write_scene
 from tests.support.commands import ROOT, run_command, write_coco
+from tests.support.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -118,25 +120,6 @@ def test_a_wider_gap_is_a_difference_of_differences_between_tables():
     assert text.verdict(direction, results).endswith("not measured, for want of 2c/roipool")
 
 
-def test_timing_compares_c4_with_fpn():
-    timing = module("_timing")
-    text = timing.text(
-        timing.MEASURES, (0.2, 0.01, 0.3, 0.5, 0.6), "a processor, 2 cores", "reproduce.py timing", (8, 9)
-    )
-    assert "| inference, ResNet-101-FPN | 0.195 | Tesla M40 | 0.200 |" in text
-    assert "Ours on a processor, 2 cores: images of 8 x 9 pixels" in text
-    assert "1.5 times: **shown**" in text
-    assert timing.hardware().endswith(" cores") == (not tf.config.list_physical_devices("GPU"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["inference", "resize", "step"])
-def test_seconds_are_measured(kind, monkeypatch):
-    timing = module("_timing")
-    monkeypatch.setattr(timing, "REPEATS", 1)
-    assert 0 < timing.measure("shapes", kind, (64, 96)) < 60
-
-
 # === The command ===
 
 
@@ -241,12 +224,25 @@ def test_full_size_rows_take_the_given_weights_and_classes(stand_ins, tmp_path):
     assert "ImageNet, resnet50.h5." in (tmp_path / "runs/2a.md").read_text()
 
 
+def test_cocos_box_without_height_can_be_skipped(stand_ins, tmp_path, capsys):
+    """One of COCO's training images has such a box."""
+    data = write_coco(tmp_path / "data")
+    records = json.loads(data.read_text())
+    records["annotations"][0]["bbox"] = [20.5, 30.25, 1.03, 0.0]
+    data.write_text(json.dumps(records))
+    command = ["2e", "--rows", "fcn", "--run-dir", tmp_path / "runs", "--train", data, "--train-images", data.parent]
+    command += ["--val", data, "--val-images", data.parent, "--backbone-weights", "resnet50=a.h5"]
+    assert run_command("reproduce", *command) == 2
+    assert "[20.5, 30.25, 1.03, 0.0] has no area" in capsys.readouterr().err and not stand_ins
+    assert run_command("reproduce", *command, "--skip-bad") == 0 and len(stand_ins) == 1
+    assert "box of no area" in capsys.readouterr().out
+
+
 def test_validation_images_have_the_classes_of_the_training_images(tmp_path):
     train = write_coco(tmp_path / "train")
     val = write_coco(tmp_path / "val", categories=[{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}])
-    arguments = argparse.Namespace(
-        proxy=False, train=train, train_images=train.parent, val=val, val_images=val.parent, cityscapes=None
-    )
+    files = {"train": train, "train_images": train.parent, "val": val, "val_images": val.parent}
+    arguments = argparse.Namespace(proxy=False, skip_bad=False, **files)
     train_set, val_set, _ = module("_jobs")._datasets(module("_paper_tables").TABLES["2e"], arguments)
     assert train_set.class_names == val_set.class_names == ("cat", "dog") and val_set.category_ids == (7, 3)
 
@@ -371,7 +367,24 @@ def test_persons_are_trained_on_images_with_labelled_keypoints(tmp_path):
         record["keypoints"] = [10, 20, 2, 0, 0, 0] if record["image_id"] in (2, 4) else [0] * 6
         record["num_keypoints"] = record["image_id"] in (2, 4)
     path.write_text(json.dumps({**records, "categories": [people]}))
-    assert jobs._persons(str(path), str(tmp_path)).image_ids.tolist() == [2, 4]
-    arguments = argparse.Namespace(proxy=False, val=str(path), val_images=str(tmp_path))
+    assert jobs._persons(str(path), str(tmp_path), False).image_ids.tolist() == [2, 4]
+    arguments = argparse.Namespace(proxy=False, val=str(path), val_images=str(tmp_path), skip_bad=False)
     table = module("_paper_tables").TABLES["5"]
     assert len(jobs.validation(table, arguments)[0]) == 4
+
+
+@pytest.mark.slow
+def test_cityscapes_is_measured_as_its_benchmark_does(tmp_path):
+    names = mrcnn_tf.preset("cityscapes").class_names
+    mrcnn_tf.MaskRCNN(tiny_config(num_classes=8, class_names=names)).save(tmp_path / "model.keras")
+    for number in range(2):
+        write_scene(tmp_path / "data", "val", f"bonn_{number:06d}_000019", random_scene(number))
+    command = ["7", "--rows", "fine", "--cityscapes", tmp_path / "data", "--run-dir", tmp_path / "runs"]
+    assert run_command("reproduce", *command, "--checkpoint", f"fine={tmp_path / 'model.keras'}") == 0
+    stored = json.loads((tmp_path / "runs" / "7" / "fine" / "seed0" / "result.json").read_text())["metrics"]
+    val_set = mrcnn_tf.read_cityscapes(tmp_path / "data", "val")
+    found = load_results(tmp_path / "runs" / "7" / "fine" / "seed0" / "evaluation" / "results.json", val_set)
+    expected = mrcnn_tf.evaluate_cityscapes(val_set, found)
+    assert stored["benchmark/AP50"] == expected.metrics["AP50"] and "mask/AP" in stored
+    assert stored["benchmark/AP/car"] == expected.per_class["car"]["AP"]
+    assert stored["benchmark/AP/motorcycle"] is None  # there is none
