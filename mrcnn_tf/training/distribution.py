@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -14,8 +15,8 @@ from mrcnn_tf.training.errors import DistributionError
 def strategy(devices: int | str | Sequence[str] | None = None) -> tf.distribute.Strategy:
     """The distribution strategy for some devices of this machine, or of several.
 
-    One device gives TensorFlow's default strategy; several give a `MirroredStrategy`. Without a GPU,
-    a number n > 1 stands for n logical devices on the CPU.
+    One device gives TensorFlow's default strategy; several give a `MirroredStrategy`, the same at each call. Without a
+    GPU, a number n > 1 stands for n logical devices on the CPU.
 
     Where TF_CONFIG, or the Slurm step that this process belongs to, names several workers, they train together by a
     `MultiWorkerMirroredStrategy`, each on all its GPUs or its CPU; this is then to be called before anything else.
@@ -45,9 +46,15 @@ def strategy(devices: int | str | Sequence[str] | None = None) -> tf.distribute.
     if gpus:
         if len(gpus) < devices:
             raise DistributionError(f"devices = {devices}, but this machine has {len(gpus)} GPU(s)")
-        return tf.distribute.MirroredStrategy([f"GPU:{index}" for index in range(devices)])
+        return _mirrored(*(f"GPU:{index}" for index in range(devices)))
     split_cpu(devices)
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
+    return _mirrored(*(f"CPU:{index}" for index in range(devices)))
+
+
+@functools.cache
+def _mirrored(*names: str) -> tf.distribute.Strategy:
+    """Each call gives the same one: TensorFlow numbers exchanges by strategy, and takes a second's for the first's."""
+    return tf.distribute.MirroredStrategy(names)
 
 
 def _of_workers(devices: int | str | Sequence[str] | None) -> tf.distribute.Strategy:
@@ -91,7 +98,7 @@ def _named(names: list[str]) -> tf.distribute.Strategy:
         raise DistributionError(f"no device {', '.join(unknown) or 'was named'}; there are {', '.join(known)}")
     if len(names) == 1:
         return tf.distribute.OneDeviceStrategy(names[0])
-    return tf.distribute.MirroredStrategy(names)
+    return _mirrored(*(name.removeprefix("/device:") for name in names))
 
 
 def global_batch_size(

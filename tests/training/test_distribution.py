@@ -36,6 +36,28 @@ def test_logical_devices_of_the_cpu_form_a_mirrored_strategy():
     assert done.stdout.split() == ["MirroredStrategy", "3", "3", "2", "2"], done.stderr
 
 
+def test_a_second_training_of_a_process_exchanges_values_of_other_shapes():
+    """TensorFlow remembers the shapes of a strategy's exchanges by their numbers, which a new one would use again."""
+    done = _run("""
+        import tensorflow as tf
+        tf.config.set_visible_devices([], "GPU")
+        from mrcnn_tf.training import distribution
+        tf.config.list_physical_devices = lambda kind, real=tf.config.list_physical_devices: (
+            [] if kind == "GPU" else real(kind)
+        )
+        distribution.split_cpu(2)
+        for size, devices in ((3, 2), (5, 2), (4, "CPU:0,CPU:1")):
+            made = distribution.strategy(devices)
+
+            @tf.function
+            def total():
+                return made.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([size])))
+
+            print([int(tf.reduce_sum(part)) for part in made.experimental_local_results(total())])
+    """)
+    assert done.stdout.splitlines() == ["[6, 6]", "[10, 10]", "[8, 8]"], done.stderr
+
+
 def test_splitting_the_cpu_too_late_says_what_to_do():
     tf.constant(1) + 1
     with pytest.raises(DistributionError, match=r"split_cpu\(4096\) at the start of the program"):
