@@ -51,7 +51,10 @@ def main() -> int:
     logging.getLogger("mrcnn_tf").setLevel(logging.INFO)
     data, run_dir = Path(arguments.data), Path(arguments.run_dir)
     annotations = data / "annotations"
-    whole = mrcnn_tf.read_coco(annotations / "instances_train2017.json", data / "train2017")
+    # COCO itself has a box without height.
+    whole = mrcnn_tf.read_coco(annotations / "instances_train2017.json", data / "train2017", skip_bad=True)
+    if whole.problems:
+        print(f"{whole.name}: {whole.problems.summary()}")
     train_set = whole.subset(range(min(arguments.images, len(whole))))
     names = train_set.class_names
     val_set = mrcnn_tf.read_coco(annotations / "instances_val2017.json", data / "val2017", class_names=names)

@@ -71,7 +71,10 @@ def main() -> int:
     logging.getLogger("mrcnn_tf").setLevel(logging.INFO)
     data, run_dir = Path(arguments.data), Path(arguments.run_dir)
     annotations = data / "annotations"
-    whole = mrcnn_tf.read_coco(annotations / "person_keypoints_train2017.json", data / "train2017")
+    # COCO itself has a box without height.
+    whole = mrcnn_tf.read_coco(annotations / "person_keypoints_train2017.json", data / "train2017", skip_bad=True)
+    if whole.problems:
+        print(f"{whole.name}: {whole.problems.summary()}")
     train_set = with_keypoints(whole, arguments.images)
     val_set = mrcnn_tf.read_coco(annotations / "person_keypoints_val2017.json", data / "val2017")
     if arguments.val_images is not None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run_sample
+import mrcnn_tf
+from tests.support.commands import rectangle, run_sample, write_coco
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -42,6 +43,30 @@ def test_samples_say_what_is_missing(tmp_path, capsys):
         assert run_sample(sample, "--data", tmp_path, "--run-dir", tmp_path / "run") == 2
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith("error: ") and str(tmp_path) in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("sample", "name"), [("coco/overfit.py", "instances"), ("keypoints/overfit.py", "person_keypoints")]
+)
+def test_samples_take_the_whole_of_coco(sample, name, tmp_path, monkeypatch, capsys):
+    """Which has an object whose box has no height."""
+    person = {"id": 1, "name": "person", "keypoints": ["nose"], "skeleton": []}
+    for split in ("train2017", "val2017"):
+        objects = [rectangle(number, 1, 1, 5 * number, 10, 30, 40) for number in (1, 2)]
+        objects = [one | {"keypoints": [20, 20, 2], "num_keypoints": 1} for one in objects]
+        if split == "train2017":
+            objects[0]["bbox"] = [20.5, 30.25, 1.03, 0.0]
+        data = write_coco(tmp_path / split, annotations=objects, categories=[person])
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        data.rename(tmp_path / "annotations" / f"{name}_{split}.json")
+
+    def train(config, dataset, **options):
+        raise mrcnn_tf.ConfigError(f"{dataset.object_counts().sum()} objects")
+
+    monkeypatch.setattr(mrcnn_tf, "train", train)
+    assert run_sample(sample, "--data", tmp_path, "--run-dir", tmp_path / "run") == 2
+    told = capsys.readouterr()
+    assert told.err.strip().endswith("error: 1 objects") and "box of no area" in told.out
 
 
 @pytest.mark.slow
