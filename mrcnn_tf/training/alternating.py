@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from mrcnn_tf.data.proposals import with_proposals
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.parts import weights_of
 from mrcnn_tf.proposing import save_proposals
+from mrcnn_tf.training.cluster import workers_named
+from mrcnn_tf.training.errors import DistributionError
 from mrcnn_tf.training.run import train
 
 logger = logging.getLogger("mrcnn_tf")
@@ -59,6 +62,8 @@ def train_alternating(
 ) -> AlternatingResult:
     """Trains a Mask R-CNN in four steps of `config.training.steps` each; called again, goes on where it was stopped.
 
+    Where a step had still something to do (more steps than before, say), those after it start anew.
+
     The folder gets one of `train`'s folders for each step (`STEPS`), the proposals of steps 1 and 3 in theirs
     (`train.proposals.h5`, `val.proposals.h5`), and at the end model.keras and config.json.
 
@@ -70,9 +75,11 @@ def train_alternating(
         backbone_weights, reinitialize_stages, last_norm_gamma: what steps 1 and 2 begin with; see `train`.
 
     Raises:
-        As `train` does.
+        As `train` does. DistributionError: several workers.
         RuntimeError: the backbone of the RPN and that of the branches are not the same at the end.
     """
+    if workers_named(os.environ) > 1:
+        raise DistributionError("the four steps train on one machine only: start them without srun and TF_CONFIG")
     run_dir = Path(run_dir)
     fresh = {
         "backbone_weights": backbone_weights,
@@ -89,6 +96,8 @@ def train_alternating(
     def step(number: int, own_config: Config, own_sets: tuple, **start: Any) -> MaskRCNN:
         logger.info("step %d of 4: %s", number, folders[number - 1])
         result = train(own_config, *own_sets, folders[number - 1], **start, **options)
+        # What an earlier call made of this step's former end is of other weights.
+        options["resume"] &= result.resumed_from == result.steps
         histories[STEPS[number - 1]] = result.history
         return result.model
 

@@ -1,5 +1,7 @@
 """The four steps at a tiny size: what each trains and begins with, and the one model that comes of them."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from mrcnn_tf.data.proposals import ProposalFile
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.parts import weights_of
 from mrcnn_tf.training import alternating
+from mrcnn_tf.training.errors import DistributionError
 from tests.support.tiny import tiny_config
 
 PARTS = ("backbone", "rpn", "heads")
@@ -69,6 +72,47 @@ def same(first, second):
 def test_a_backbone_that_moved_is_told():
     with pytest.raises(RuntimeError, match="the backbone of step 2 is not that of the last model any more: stem"):
         alternating._check_same({"stem": np.zeros(1), "b": np.ones(2)}, {"stem": np.ones(1), "b": np.ones(2)}, BACKBONE)
+
+
+class Train:
+    """Stands in for `train`: a step counts what it has done, in its folder, and remembers how it was called."""
+
+    def __init__(self):
+        self.done, self.anew = {}, []
+
+    def __call__(self, config, train_set, val_set, run_dir, resume, **options):
+        before = self.done.get(run_dir.name, 0) if resume else 0
+        if not resume:
+            self.anew.append(run_dir.name)
+        self.done[run_dir.name] = config.training.steps
+        return SimpleNamespace(model=None, history={}, resumed_from=before, steps=config.training.steps)
+
+
+def test_steps_after_one_that_trained_further_start_anew(tmp_path, monkeypatch):
+    """Their checkpoints are of another backbone and of other proposals."""
+    train = Train()
+    monkeypatch.setattr(alternating, "train", train)
+    monkeypatch.setattr(alternating, "_propose", lambda model, sets, *_: sets)
+    monkeypatch.setattr(alternating, "weights_of", lambda *_: {})
+    monkeypatch.setattr(alternating, "_save", lambda *_: None)
+
+    def call(steps, **options):
+        train.anew.clear()
+        alternating.train_alternating(tiny_config(training__steps=steps), None, run_dir=tmp_path, **options)
+        return list(train.anew)
+
+    call(5)
+    assert call(5) == []
+    assert call(7) == list(alternating.STEPS[1:])
+    train.done["3-rpn"] = 2  # it was stopped there
+    assert call(7) == ["4-heads"]
+    assert call(7, resume=False) == list(alternating.STEPS)
+
+
+def test_several_machines_are_refused(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
+    with pytest.raises(DistributionError, match="one machine only: start them without srun and TF_CONFIG"):
+        alternating.train_alternating(tiny_config(), None)
 
 
 BACKBONE = "the backbone of step 2"
