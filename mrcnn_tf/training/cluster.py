@@ -109,7 +109,7 @@ def multi_worker_strategy() -> tf.distribute.Strategy:
         return _made
     if not os.environ.get("TF_CONFIG"):
         os.environ["TF_CONFIG"] = json.dumps(slurm_config(os.environ))
-    _share_gpus(os.environ)
+        _share_gpus(os.environ)
     count = workers_named(os.environ)
     # TensorFlow itself would wait for hours.
     patience = threading.Timer(
@@ -140,8 +140,8 @@ def _share_gpus(environment: Mapping[str, str]) -> None:
     """Gives each of several Slurm tasks of a machine its own GPUs, where Slurm has not."""
     gpus = tf.config.list_physical_devices("GPU")
     task = int(environment.get("SLURM_LOCALID", 0))
-    addresses = json.loads(environment["TF_CONFIG"])["cluster"].get("worker", [])
-    if "SLURM_PROCID" not in environment or "SLURM_GPUS_PER_TASK" in environment:
+    addresses = json.loads(environment["TF_CONFIG"])["cluster"]["worker"]
+    if "SLURM_GPUS_PER_TASK" in environment:
         return
     here = addresses[int(environment["SLURM_PROCID"])].rpartition(":")[0]
     tasks = sum(address.rpartition(":")[0] == here for address in addresses)
@@ -204,9 +204,18 @@ class Team:
         except LOST as error:
             if self.count == 1:
                 raise
-            gone = sorted(set(re.findall(r"/job:(\w+)/replica:0/task:(\d+)", error.message)))
-            which = " and ".join(f"{job} {number}" for job, number in gone) or "another worker"
+            resolver = self.strategy.cluster_resolver
+            named = set(re.findall(r"/job:(\w+)/replica:0/task:(\d+)", error.message))
+            gone = sorted(named - {(resolver.task_type, str(resolver.task_id))})
+            which = " or ".join(f"{job} {number}" for job, number in gone) or "another worker"
             raise WorkerLostError(
                 f"worker {self.index} of {self.count}: the training ended, since {which} is gone or cannot be reached "
-                f"({type(error).__name__}). {how_to_resume}".rstrip()
+                f"({type(error).__name__}: {_reason(error.message)}). {how_to_resume}".rstrip()
             ) from error
+
+
+def _reason(message: str) -> str:
+    """The line of TensorFlow's message that says what happened; the others are about where."""
+    lines = (line.strip() for line in message.splitlines())
+    where = ("Graph execution error", "Detected at", "File ", "<stack traces", "[[")
+    return next((line for line in lines if line and not line.startswith(where)), "no reason given")[:300]

@@ -6,13 +6,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mrcnn_tf.training import cluster
 from mrcnn_tf.training.cluster import expand_counts, expand_nodes, slurm_config, workers_named
-from mrcnn_tf.training.errors import DistributionError
+from mrcnn_tf.training.errors import DistributionError, WorkerLostError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +99,36 @@ def test_the_real_model_on_several_workers(tmp_path, workers):
 
 
 # === Who they are ===
+
+
+def test_the_message_names_the_others_and_what_happened():
+    """As TensorFlow puts it: with this worker among the names, and what happened after where it did."""
+    team = object.__new__(cluster.Team)
+    resolver = SimpleNamespace(task_type="worker", task_id=0)
+    team.index, team.count, team.strategy = 0, 3, SimpleNamespace(cluster_resolver=resolver)
+    names = "from remote target /job:worker/replica:0/task:2 on /job:worker/replica:0/task:0"
+    text = (
+        f'Graph execution error:\n\nDetected at node X\n  File "a.py", line 3\n\nout of luck\n\t [[{{node}}]]\n{names}'
+    )
+    with pytest.raises(WorkerLostError) as caught, team.together("Again."):
+        raise tf.errors.InternalError(None, None, text)
+    assert str(caught.value) == (
+        "worker 0 of 3: the training ended, since worker 2 is gone or cannot be reached "
+        "(InternalError: out of luck). Again."
+    )
+    with pytest.raises(WorkerLostError, match="since another worker is gone.*UnavailableError: no reason given"):
+        with team.together():
+            raise tf.errors.UnavailableError(None, None, "")
+
+
+def test_a_cluster_that_was_given_shares_its_gpus_itself(monkeypatch):
+    """Of the workers in TF_CONFIG, the Slurm task's number need not be the place."""
+    spec = {"cluster": {"chief": ["a:1"], "worker": ["a:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(spec))
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setattr(cluster, "_made", None)
+    monkeypatch.setattr(cluster.tf.distribute, "MultiWorkerMirroredStrategy", lambda: "made")
+    assert cluster.multi_worker_strategy() == "made"
 
 
 def test_the_number_of_workers():
