@@ -25,7 +25,7 @@ from mrcnn_tf.inference import inference_function
 from mrcnn_tf.optimizer import SGD, make_optimizer
 from mrcnn_tf.parts import freeze_others
 from mrcnn_tf.stages import Stages
-from mrcnn_tf.stepping import has_machines, shared_out, step_function
+from mrcnn_tf.stepping import has_machines, never_empty, shared_out, step_function
 from mrcnn_tf.weights.files import is_own, load_weights, save_weights
 
 INFERENCE_INPUTS = ("image", "image_size")
@@ -110,6 +110,7 @@ class MaskRCNN(keras.Model):
         batches = getattr(self.optimizer, "accumulate", 1)
         if batches == 1 and not has_machines(self.distribute_strategy):
             return super().make_train_function(force)
+        self._check_single_steps()
         if self.train_function is None or force:
             give_up = getattr(self.optimizer, "forget_micro_batches", None)
             self.train_function = step_function(
@@ -120,8 +121,16 @@ class MaskRCNN(keras.Model):
         """Keras calls this whenever `evaluate` begins."""
         if not has_machines(self.distribute_strategy):
             return super().make_test_function(force)
+        self._check_single_steps()
         if self.test_function is None or force:
             self.test_function = step_function(self.distribute_strategy, self.test_step, eager=self.run_eagerly)
+
+    def _check_single_steps(self) -> None:
+        if self.steps_per_execution != 1:
+            raise ValueError(
+                f"steps_per_execution = {self.steps_per_execution}: with micro-batches or several machines a call "
+                "makes one step; compile the model without it"
+            )
 
     @property
     def metrics(self) -> list:
@@ -146,7 +155,7 @@ class MaskRCNN(keras.Model):
 
     def test_step(self, data: dict) -> dict:
         """The losses of a batch, with the same random samples at every evaluation."""
-        outputs = self.training_graph(self._training_inputs(data, 0), training=False)
+        outputs = self.training_graph(self._training_inputs(never_empty(data), 0), training=False)
         return self._update_logs(_global_losses(outputs, self.config), outputs)
 
     def _training_inputs(self, data: dict, step) -> dict:
@@ -175,7 +184,8 @@ class MaskRCNN(keras.Model):
         return super().make_predict_function(force)
 
     def predict_step(self, data: dict) -> dict:
-        return self({key: data[key] for key in INFERENCE_INPUTS}, training=False)
+        outputs = self(never_empty({key: data[key] for key in INFERENCE_INPUTS}), training=False)
+        return {name: values[: tf.shape(data["image"])[0]] for name, values in outputs.items()}
 
     def predict_images(
         self, images: Sequence[Any], batch_size: int = 1, score_threshold: float | None = None

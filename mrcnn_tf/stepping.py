@@ -62,6 +62,22 @@ def step_function(
     return function
 
 
+def never_empty(batch: dict) -> dict:
+    """The batch; with an image of no size in it where a device gets none, as of a last batch that is small.
+
+    Nothing is found in that image and nothing in it counts. (Of no image at all, convolutions fail on a CPU.)
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return batch
+
+    def filled(values: tf.Tensor) -> tf.Tensor:
+        missing = tf.maximum(1 - tf.shape(values)[0], 0)
+        return tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
+
+    return tf.nest.map_structure(filled, batch)
+
+
 def shared_out(batches: Any, strategy: tf.distribute.Strategy) -> Any:
     """Batches for `fit` of which every machine loads its own part, where `batches` can be parted.
 

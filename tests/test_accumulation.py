@@ -88,3 +88,11 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
     batches = training_batches(shapes(4, (64, 64)), tiny_config(), 4)
     with pytest.raises(ValueError, match="batches of 4 images cannot be shared out to 3 x 1 devices"):
         batches.part(0, 3)
+
+
+def test_micro_batches_are_of_single_steps():
+    """Keras counts a call as several steps then, of which all but one would be missing."""
+    model = MaskRCNN(tiny_config(branches=()))
+    model.compile(SGD(0.1, accumulate=2), steps_per_execution=4)
+    with pytest.raises(ValueError, match="steps_per_execution = 4: .* compile the model without it"):
+        model.fit(tf.data.Dataset.from_tensors(random_batch(1)), steps_per_epoch=4, verbose=0)

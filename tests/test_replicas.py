@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,3 +66,37 @@ def test_a_step_is_the_same_on_one_replica_and_on_many(replicas, norm, clip, sid
     assert result["worst"][0] < 1e-4, result["worst"]
     for name, value in result["logs"].items():
         assert result["many_logs"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+FEW = """
+import json
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from mrcnn_tf.data.pipeline import evaluation_batches
+from mrcnn_tf.data.shapes import shapes
+from mrcnn_tf.model import MaskRCNN
+from tests.support.tiny import calm, tiny_config
+
+config = tiny_config(branches=())
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = MaskRCNN(config)
+        calm(model)
+        model.compile()
+    batches = evaluation_batches(shapes(3, (64, 64)), config, 2)
+    outputs = {name: values.tolist() for name, values in model.predict(batches, verbose=0).items()}
+    print(json.dumps([model.evaluate(batches, return_dict=True, verbose=0), outputs]))
+"""
+
+
+def test_a_last_batch_of_fewer_images_than_devices():
+    """Its losses and detections are those on one device."""
+    done = subprocess.run([sys.executable, "-c", FEW], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (one, found), (two, found_by_two) = (json.loads(line) for line in done.stdout.splitlines()[-2:])
+    assert one["loss"] > 0.1 and two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert np.shape(found["boxes"]) == (3, 8, 4) and found_by_two.keys() == found.keys()
+    np.testing.assert_allclose(found_by_two["scores"], found["scores"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found_by_two["boxes"], found["boxes"], rtol=1e-3, atol=1e-2)
