@@ -60,7 +60,8 @@ def verdict(direction: Direction, results: Results) -> str:
     """A line on one direction: its sum over the seeds that all its rows have, the paper's, and whether it is shown.
 
     The sum is taken seed by seed, for the rows of a seed have seen the same images. It is shown if it is above zero
-    with every seed; with `or_equal` if its mean is not below zero by more than its standard error.
+    with every seed, in the mean only if it is above its standard error; with `or_equal` if its mean is not below zero
+    by more than that.
     """
     paper = _paper_sum(direction)
     said = f" (paper {paper:+.1f})" if paper is not None else ""
@@ -82,8 +83,10 @@ def verdict(direction: Direction, results: Results) -> str:
         shown = "**not shown**"
     elif above == len(sums):
         shown = "**shown**" if len(sums) > 1 else "**shown** by one seed"
-    else:
+    elif mean > error:
         shown = "**shown in the mean only**"
+    else:
+        shown = "**not shown** (above zero by less than its standard error)"
     return f"{text}{measured}: {shown}"
 
 

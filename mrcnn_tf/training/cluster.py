@@ -182,7 +182,8 @@ class Team:
         """The mean of what all workers give, who all have to call this; the workers wait for each other here."""
         if self.count == 1:
             return float(value)
-        return float(self._sum(tf.constant(value, tf.float32))) / self.strategy.num_replicas_in_sync
+        # In float64: a step beyond 2^24 is no float32 any more.
+        return float(self._sum(tf.constant(value, tf.float64))) / self.strategy.num_replicas_in_sync
 
     def any(self, flag: bool) -> bool:
         """Whether any worker says so; see `mean`."""
