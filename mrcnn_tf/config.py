@@ -67,7 +67,8 @@ class TrainingConfig:
 
     `learning_rate` belongs to a global batch of `reference_batch` images and is scaled linearly with
     the batch really used; `reference_batch` 0 takes it as it is. An update takes `accumulate` micro-batches one after
-    the other; its batch is that of all of them. `precision` is one of `PRECISIONS`.
+    the other; its batch is that of all of them, but for norms, whose means and variances (and moving ones) are those of
+    each micro-batch. `precision` is one of `PRECISIONS`.
 
     `parts` are what the losses are of and what is trained, with the backbone below where `train_backbone` is true:
     "rpn" the proposal network, "heads" all branches. The heads without the RPN take proposals that come with the data

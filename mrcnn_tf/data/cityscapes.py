@@ -147,6 +147,8 @@ def _listing(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
     cities = [entry.path for entry in os.scandir(folder) if entry.is_dir()] if os.path.isdir(folder) else []
     for city in cities:
         for file in os.listdir(city):
+            if file.startswith("."):  # macOS leaves a "._" file beside each one that it copies
+                continue
             for rank, ending in enumerate(endings):
                 name = file[: -len(ending)]
                 if file.endswith(ending) and rank <= found.get(name, (rank, ""))[0]:

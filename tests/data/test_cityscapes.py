@@ -260,6 +260,14 @@ def test_names_and_places(root):
     assert annotation_of(str(root / "leftImg8bit" / "train" / "aachen" / "other_leftImg8bit.png")) is None
 
 
+def test_hidden_files_are_no_images(root):
+    expected = mrcnn_tf.read_cityscapes(root).image_ids.tolist()
+    path = root / "leftImg8bit" / "train" / "aachen"
+    for name in (f"._{STREET}_leftImg8bit.png", "._berlin_000000_000019_leftImg8bit.png"):
+        (path / name).write_bytes(b"notes of macOS")
+    assert mrcnn_tf.read_cityscapes(root).image_ids.tolist() == expected
+
+
 # === Batches ===
 
 
