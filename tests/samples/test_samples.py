@@ -93,7 +93,7 @@ def test_coco_images_are_learnt_by_heart(coco_mini, backbone_weights, tmp_path):
     assert json.loads((tmp_path / "evaluation-val" / "evaluation.json").read_text())["images"] == 79
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_keypoints_of_persons_are_learnt_by_heart(coco_mini, backbone_weights, tmp_path):
     arguments = ["--data", coco_mini, "--weights", backbone_weights, "--run-dir", tmp_path]
     assert run_sample("keypoints/overfit.py", *arguments) == 0
