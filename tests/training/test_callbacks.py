@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -90,7 +89,7 @@ def stopped(folder, *more):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_ends(tmp_path, number, code, capfd):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    error, saved, checkpoint = stopped(tmp_path, At(lambda: os.kill(os.getpid(), number), step=6))
+    error, saved, checkpoint = stopped(tmp_path, At(lambda: signal.raise_signal(number), step=6))
     assert error.code == code and error.step == 6 and error.signal == number
     assert saved == ["step_00000004", "step_00000006"] and checkpoint.pending is None
     name = signal.Signals(number).name
@@ -100,14 +99,14 @@ def test_a_signal_finishes_the_step_saves_and_ends(tmp_path, number, code, capfd
 
 
 def test_a_signal_in_the_last_step_of_an_epoch_leaves_its_end_to_be_dealt_with(tmp_path):
-    error, saved, checkpoint = stopped(tmp_path, At(lambda: os.kill(os.getpid(), signal.SIGTERM), step=8))
+    error, saved, checkpoint = stopped(tmp_path, At(lambda: signal.raise_signal(signal.SIGTERM), step=8))
     assert error.step == 8 and saved == ["step_00000004", "step_00000008"]
     assert checkpoint.pending["epoch"] == 1
 
 
 def test_a_signal_during_an_evaluation_ends_it_at_once(tmp_path):
     def evaluate():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         time.sleep(0.01)
         raise AssertionError("went on evaluating")
 
@@ -117,10 +116,10 @@ def test_a_signal_during_an_evaluation_ends_it_at_once(tmp_path):
 
 def test_a_signal_at_the_end_of_an_epoch_that_was_not_saved_saves_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "_is_too_soon", lambda self, epoch: True)
-    error, saved, checkpoint = stopped(tmp_path, At(lambda: os.kill(os.getpid(), signal.SIGTERM), step=8))
+    error, saved, checkpoint = stopped(tmp_path, At(lambda: signal.raise_signal(signal.SIGTERM), step=8))
     assert error.step == 8 and saved == ["step_00000008"] and checkpoint.pending["epoch"] == 1
     # After such an epoch there is something to save: the next step is finished first.
-    error, saved, checkpoint = stopped(tmp_path / "b", At(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=0))
+    error, saved, checkpoint = stopped(tmp_path / "b", At(lambda: signal.raise_signal(signal.SIGTERM), epoch=0))
     assert error.step == 5 and saved == ["step_00000005"] and checkpoint.pending is None
 
 
@@ -130,8 +129,11 @@ def test_a_second_signal_acts_as_usual(tmp_path):
     stop = GracefulStop(checkpoint, progress)
 
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            time.sleep(0.01)  # two that are waiting to be handled are one
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
 
     with pytest.raises(KeyboardInterrupt), stop:
         fit_steps(stand_in(tiny_config()), batches, progress, [checkpoint, stop, At(twice, step=6)])
@@ -167,7 +169,7 @@ def test_a_signal_while_workers_meet_counts_when_they_meet_again(tmp_path):
 
     def signal_at_second(meeting):
         if meeting == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     crew = Crew(other=signal_at_second)
     checkpoint = checkpoint_of(tmp_path, progress)
