@@ -172,6 +172,23 @@ def print_problems(*datasets: Any) -> None:
             print(f"{dataset.name}: {dataset.problems.summary()}")
 
 
+def peak_memory() -> int:
+    """Bytes that this process has held at most.
+
+    Not from the resource counters where the system tells otherwise: those of a process begin with the
+    memory of the one that started it.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            (kilobytes,) = [line.split()[1] for line in file if line.startswith("VmHWM:")]
+        return int(kilobytes) * 1024
+    except (OSError, ValueError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def made(**things: Any) -> None:
     """The closing lines of a command: what was made and where."""
     print("made:")

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+
+import _cli
 
 EXAMPLES = """examples:
   scripts/benchmark.py                              every case, about ten minutes on two cores
@@ -83,7 +84,7 @@ def run_case(arguments: argparse.Namespace) -> dict:
     measure = {"inference": inference, "training": training, "pipeline": pipeline}[arguments.case]
     result = {"part": arguments.case, "height": height, "width": width, "batch": batch}
     result.update(measure(arguments, height, width, batch))
-    result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+    result["peak_memory_gb"] = round(_cli.peak_memory() / 2**30, 3)
     return result
 
 
@@ -99,7 +100,7 @@ def inference(arguments: argparse.Namespace, height: int, width: int, batch: int
     rate = matrix_rate()
     seconds = best_time(lambda: function(inputs), arguments.repeats)
     rate = max(rate, matrix_rate())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = _cli.peak_memory() / 2**30
     operations = arithmetic(function.get_concrete_function(inputs).graph, model.config, batch)
     known = {id(tensor): inputs[tensor.name] for tensor in model.inputs}
     stages = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def convert(tensors: dict, source: str, config: Any, theirs: Any) -> tuple[Any, 
 
 
 def main() -> int:
+    start = time.monotonic()
     arguments = parse_arguments()
     overrides = _cli.parse_overrides(arguments.overrides)
     if not arguments.out.endswith(".weights.h5"):
@@ -115,6 +117,7 @@ def main() -> int:
             f"{len(report.unused)} tensors left over (see above); --partial writes the file all the same"
         )
     save_weights(model, arguments.out)
+    print(f"converted in {time.monotonic() - start:.1f} s, with {_cli.peak_memory() / 1e9:.2f} GB of memory at most")
     _cli.made(weights=arguments.out)
     return 0
 

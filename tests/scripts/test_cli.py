@@ -2,6 +2,7 @@ import importlib.util
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from mrcnn_tf import presets
@@ -65,3 +66,12 @@ def test_help_answers_at_once_and_shows_examples(script):
     assert done.returncode == 0
     assert "examples:" in done.stdout and f"scripts/{script}.py" in done.stdout
     assert "tensorflow" not in done.stderr
+
+
+def test_the_peak_of_memory_is_of_the_process_itself():
+    # The counters of the system hand a process the peak of the one that started it.
+    ours = np.ones(40_000_000)
+    code = "import _cli; before = _cli.peak_memory(); bytearray(100_000_000); print(before, _cli.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True)
+    before, after = (int(text) for text in done.stdout.split())
+    assert 0 < before < 100e6 < after < 200e6 < ours.nbytes

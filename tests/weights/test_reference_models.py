@@ -3,7 +3,6 @@
 The recorded numbers and how close is equal: tests/reference/README.md.
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,10 +90,8 @@ def model(source):
 
 @pytest.fixture(scope="module")
 def conversion(source, model):
-    """The report of the conversion and the seconds that it took."""
-    tensors = source.tensors()
-    start = time.process_time()
-    return weights.assign(model, tensors, source.name), time.process_time() - start
+    """The report of the conversion."""
+    return weights.assign(model, source.tensors(), source.name)
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +138,12 @@ def iou(first, second):
 
 
 def test_every_tensor_and_every_weight_is_accounted_for(source, model, conversion):
-    report, seconds = conversion
+    report = conversion
     assert report.complete and report.missing == report.left == report.unused == report.warnings == []
     assert sorted(report.loaded) == sorted(weight.path for weight in model.weights)
     names = set(source.tensors())
     whole = {name for name in report.left_out if name in names}
     assert len(names) == len(report.loaded) + len(whole)
-    assert seconds < 20
     if source.name == "detectron2":
         assert report.left_out == []
     else:
