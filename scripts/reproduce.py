@@ -225,7 +225,7 @@ def twin(run_dir: Path, seed: int, identity: dict) -> dict | None:
     """The result of the same training under another table."""
     for path in sorted(run_dir.glob(f"*/*/seed{seed}/{RESULT}")):
         result = read_result(path)
-        if result is not None and result["identity"] == identity and "config" in identity:
+        if result is not None and "config" in identity and up_to_date(result["identity"]) == identity:
             return {**result, "same_as": f"{result['table']}/{result['row']}"}
     return None
 
@@ -249,11 +249,22 @@ def check_same(stored: dict, asked: dict, path: Path) -> None:
     Raises:
         UsageError: they differ; says in what.
     """
-    then, now = _flat(stored), _flat(asked)
+    then, now = _flat(up_to_date(stored)), _flat(asked)
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if names:
         first = "; ".join(f"{name} was {then.get(name)!r}, now {now.get(name)!r}" for name in names[:5])
         raise _cli.UsageError(f"{path} is of other settings ({first}); take another --run-dir, or remove its folder")
+
+
+def up_to_date(identity: dict) -> dict:
+    """What was stored by an earlier version: fields that the configuration has gained since have their defaults."""
+    from mrcnn_tf import Config, ConfigError
+
+    try:
+        config = Config.from_dict(identity["config"]).to_dict()
+    except (KeyError, ConfigError):  # of a given model; of fields that are gone
+        return identity
+    return identity | {"config": json.loads(json.dumps(config))}
 
 
 def _flat(value: dict, prefix: str = "") -> dict:

@@ -11,15 +11,6 @@ from tests.support.commands import ROOT, run_command
 from tests.support.tiny import calm
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
-def module(name: str):
-    return importlib.import_module(name)
-
-
 def rows():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
@@ -29,7 +20,7 @@ def rows():
 
 @pytest.mark.parametrize(("preset", "data"), rows().items())
 def test_a_proxy_keeps_what_its_row_is_about(preset, data):
-    proxy = module("_proxy")
+    proxy = importlib.import_module("_proxy")
     original = mrcnn_tf.preset(preset)
     _, dataset = proxy.data(data, 1, seed=0)
     small = proxy.proxy_config(original, dataset)
@@ -48,7 +39,7 @@ def test_a_proxy_keeps_what_its_row_is_about(preset, data):
 
 
 def test_training_and_held_out_images_are_of_other_seeds():
-    proxy = module("_proxy")
+    proxy = importlib.import_module("_proxy")
     for kind in ("instances", "persons"):
         train, held_out = proxy.data(kind, 2, seed=1)
         other, same = proxy.data(kind, 2, seed=2)
@@ -59,7 +50,7 @@ def test_training_and_held_out_images_are_of_other_seeds():
 
 
 def test_kites_have_their_keypoints_where_they_are_drawn():
-    kites = module("_proxy").Kites(12, seed=0)
+    kites = importlib.import_module("_proxy").Kites(12, seed=0)
     seen = hidden = whole = 0
     for index in range(12):
         example = kites.example(index)
@@ -86,7 +77,7 @@ def test_kites_have_their_keypoints_where_they_are_drawn():
 
 
 def test_the_start_has_the_trained_backbone_and_heads_by_the_seed(tmp_path, monkeypatch):
-    proxy = module("_proxy")
+    proxy = importlib.import_module("_proxy")
     trained = mrcnn_tf.MaskRCNN(mrcnn_tf.preset("shapes"))
     calm(trained)
     monkeypatch.setattr(proxy.mrcnn_tf, "load", lambda source: trained)
@@ -109,7 +100,7 @@ def test_the_start_has_the_trained_backbone_and_heads_by_the_seed(tmp_path, monk
 
 @pytest.mark.slow
 def test_a_proxy_is_really_trained(tmp_path, monkeypatch):
-    proxy = module("_proxy")
+    proxy = importlib.import_module("_proxy")
     monkeypatch.setattr(proxy, "HELD_OUT", 4)
     small = ["input.shorter_edge=64", "roi.rois_per_image=8", "rpn.post_nms_test=10", "rpn.post_nms_train=20"]
     command = ["2d", "--proxy", "--rows", "roipool", "--seeds", 0, "--steps", 3, "--backbone-steps", 2]

@@ -11,24 +11,14 @@ import mrcnn_tf
 from mrcnn_tf import presets
 from mrcnn_tf.evaluation.coco import load_results
 from tests.support.cityscapes_folder import random_scene, write_scene
-from tests.support.commands import ROOT, run_command, write_coco
+from tests.support.commands import run_command, write_coco
 from tests.support.tiny import tiny_config
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
-def module(name: str):
-    return importlib.import_module(name)
-
 
 # === The rows ===
 
 
 def test_every_row_is_a_preset_with_a_number_for_each_column():
-    tables = module("_paper_tables").TABLES
+    tables = importlib.import_module("_paper_tables").TABLES
     assert list(tables) == ["1", "2a", "2b", "2c", "2d", "2e", "3", "5", "6", "7"]
     for table in tables.values():
         assert len({row.name for row in table.rows}) == len(table.rows)
@@ -39,7 +29,7 @@ def test_every_row_is_a_preset_with_a_number_for_each_column():
 
 
 def test_the_papers_own_numbers_have_the_directions_it_tells():
-    paper = module("_paper_tables")
+    paper = importlib.import_module("_paper_tables")
     found = {}
     for table in paper.TABLES.values():
         for direction in table.directions:
@@ -70,7 +60,7 @@ def result(table: str, row: str, seed: int, **metrics: float | None) -> tuple[tu
 
 
 def test_a_table_has_the_papers_numbers_beside_ours():
-    text, tables = module("_table_text"), module("_paper_tables").TABLES
+    text, tables = importlib.import_module("_table_text"), importlib.import_module("_paper_tables").TABLES
     results = dict(
         result("2b", "sigmoid", seed, mask__AP=0.30 + 0.01 * seed, mask__AP50=0.5, mask__AP75=None)
         for seed in (0, 1, 2)
@@ -99,22 +89,22 @@ def test_a_table_has_the_papers_numbers_beside_ours():
     ],
 )
 def test_verdicts_are_those_of_the_numbers(better, worse, or_equal, expected):
-    direction = module("_paper_tables").Direction(
+    direction = importlib.import_module("_paper_tables").Direction(
         "this above that", "mask/AP", ((1, "2b", "sigmoid"), (-1, "2b", "softmax")), or_equal
     )
     values = {"sigmoid": better, "softmax": worse}
     results = dict(
         result("2b", row, seed, mask__AP=value) for row, of in values.items() for seed, value in enumerate(of)
     )
-    line = module("_table_text").verdict(direction, results)
+    line = importlib.import_module("_table_text").verdict(direction, results)
     assert line.startswith("this above that, mask AP (paper +5.5): ") and line.endswith(expected)
 
 
 def test_a_wider_gap_is_a_difference_of_differences_between_tables():
-    direction = module("_paper_tables").TABLES["2d"].directions[2]
+    direction = importlib.import_module("_paper_tables").TABLES["2d"].directions[2]
     values = {("2d", "roialign"): 0.3, ("2d", "roipool"): 0.1, ("2c", "roialign"): 0.4, ("2c", "roipool"): 0.35}
     results = dict(result(*row, 0, mask__AP75=value) for row, value in values.items())
-    text = module("_table_text")
+    text = importlib.import_module("_table_text")
     assert text.differences(direction, results) == pytest.approx([15.0])
     assert "(paper +5.4): +15.0: **shown** by one seed" in text.verdict(direction, results)
     del results["2c", "roipool", 0]
@@ -127,7 +117,7 @@ def test_a_wider_gap_is_a_difference_of_differences_between_tables():
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Trainings and measures that only say what they were asked for."""
-    module("_jobs"), module("_proxy")
+    importlib.import_module("_jobs"), importlib.import_module("_proxy")
     calls = []
 
     def train(config, train_set, run_dir, **options):
@@ -143,7 +133,7 @@ def stand_ins(monkeypatch):
 
     monkeypatch.setattr(mrcnn_tf, "train", train)
     monkeypatch.setattr(mrcnn_tf, "evaluation_report", report)
-    monkeypatch.setattr(module("_proxy"), "start", lambda config, folder, steps, path: path)
+    monkeypatch.setattr(importlib.import_module("_proxy"), "start", lambda config, folder, steps, path: path)
     return calls
 
 
@@ -203,6 +193,17 @@ def test_results_of_other_settings_are_not_mixed(stand_ins, tmp_path, capsys):
     assert run_command("reproduce", *command) == 0 and len(stand_ins) == 1
 
 
+def test_a_result_of_an_earlier_version_has_the_defaults_of_later_fields(stand_ins, tmp_path):
+    command = ["2b", "--proxy", "--run-dir", tmp_path, "--seeds", "0", "--rows", "sigmoid"]
+    assert run_command("reproduce", *command) == 0
+    path = tmp_path / "2b" / "sigmoid" / "seed0" / "result.json"
+    stored = json.loads(path.read_text())
+    del stored["identity"]["config"]["data"]["crop"]
+    path.write_text(json.dumps(stored))
+    assert run_command("reproduce", *command) == 0
+    assert run_command("reproduce", "2c", *command[1:-1], "roialign") == 0 and len(stand_ins) == 1
+
+
 def test_full_size_rows_take_the_given_weights_and_classes(stand_ins, tmp_path):
     data = write_coco(tmp_path / "data")
     command = [
@@ -244,7 +245,9 @@ def test_validation_images_have_the_classes_of_the_training_images(tmp_path):
     val = write_coco(tmp_path / "val", categories=[{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}])
     files = {"train": train, "train_images": train.parent, "val": val, "val_images": val.parent}
     arguments = argparse.Namespace(proxy=False, skip_bad=False, **files)
-    train_set, val_set, _ = module("_jobs")._datasets(module("_paper_tables").TABLES["2e"], arguments)
+    train_set, val_set, _ = importlib.import_module("_jobs")._datasets(
+        importlib.import_module("_paper_tables").TABLES["2e"], arguments
+    )
     assert train_set.class_names == val_set.class_names == ("cat", "dog") and val_set.category_ids == (7, 3)
 
 
@@ -359,7 +362,7 @@ def test_wrong_arguments_are_told_in_a_line(arguments, message, tmp_path, capsys
 
 
 def test_persons_are_trained_on_images_with_labelled_keypoints(tmp_path):
-    jobs = module("_jobs")
+    jobs = importlib.import_module("_jobs")
     people = {"id": 1, "name": "person", "keypoints": ["nose", "tail"], "skeleton": []}
     path = write_coco(tmp_path)
     records = json.loads(path.read_text())
@@ -370,7 +373,7 @@ def test_persons_are_trained_on_images_with_labelled_keypoints(tmp_path):
     path.write_text(json.dumps({**records, "categories": [people]}))
     assert jobs._persons(str(path), str(tmp_path), False).image_ids.tolist() == [2, 4]
     arguments = argparse.Namespace(proxy=False, val=str(path), val_images=str(tmp_path), skip_bad=False)
-    table = module("_paper_tables").TABLES["5"]
+    table = importlib.import_module("_paper_tables").TABLES["5"]
     assert len(jobs.validation(table, arguments)[0]) == 4
 
 

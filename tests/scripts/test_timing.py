@@ -5,20 +5,9 @@ import importlib
 import pytest
 import tensorflow as tf
 
-from tests.support.commands import ROOT
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
-def module(name: str):
-    return importlib.import_module(name)
-
 
 def test_timing_compares_c4_with_fpn():
-    timing = module("_timing")
+    timing = importlib.import_module("_timing")
     text = timing.text(
         timing.MEASURES, (0.2, 0.01, 0.3, 0.5, 0.6), "a processor, 2 cores", "reproduce.py timing", (8, 9)
     )
@@ -31,6 +20,6 @@ def test_timing_compares_c4_with_fpn():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inference", "resize", "step"])
 def test_seconds_are_measured(kind, monkeypatch):
-    timing = module("_timing")
+    timing = importlib.import_module("_timing")
     monkeypatch.setattr(timing, "REPEATS", 1)
     assert 0 < timing.measure("shapes", kind, (64, 96)) < 60
