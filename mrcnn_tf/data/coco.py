@@ -28,7 +28,8 @@ def read_coco(
 ) -> Dataset:
     """Reads a COCO json: boxes, polygons, RLE (compressed or not), crowds, keypoints.
 
-    Classes 1..K are the categories in the order of their ids, gaps closed. Boxes that reach out of
+    Classes 1..K are the categories in the order of their ids, gaps closed. Categories that share a name get their id
+    into it, as "fish (id 0)" and "fish (id 1)". Boxes that reach out of
     their image are clipped. Images without objects stay. An object without a segmentation is a bad
     record, unless it is a crowd or no annotation of the file has one: then the box serves as mask.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ def read_categories(
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     """Ids and names of the classes 1..K, and the ids of all categories of the file.
 
+    Names stand for classes in models, tables and `wanted`. So where several categories of the file have one name, as
+    in files whose root category is called as its only child, they become "name (id 0)" and "name (id 1)".
+
     Args:
         path: the file, for messages.
         records: its categories.
@@ -26,7 +30,8 @@ def read_categories(
             without objects, of which torchvision's models have ten.
 
     Raises:
-        DataError: a category without id or name, an id given twice, a wanted name that there is not.
+        DataError: a category without id or name, an id given twice, a wanted name that there is not, that several
+            categories have, or that is given twice.
     """
     known: dict[int, str] = {}
     for position, record in enumerate(records):
@@ -39,18 +44,35 @@ def read_categories(
         except BadRecord as bad:
             raise DataError(f"{path}: categories[{position}]: {bad}; correct the categories", "not COCO") from None
         known[number] = record["name"]
+    given = Counter(name for name in known.values() if name != NO_CLASS)
+    known = {number: f"{name} (id {number})" if given[name] > 1 else name for number, name in known.items()}
     if wanted is None:
         ids = sorted(known)
+        shared = [known[number] for number in ids if known[number] not in (*given, NO_CLASS)]
+        if shared:
+            logger.warning("%s: several categories have one name; they are called %s", path, ", ".join(shared))
     else:
         by_name = {name: number for number, name in known.items()}
+        _check_wanted(path, wanted, given)
         missing = [name for name in wanted if name not in by_name and name != NO_CLASS]
         if missing:
             message = f"{path}: has no category '{missing[0]}'; its categories are {', '.join(sorted(by_name))}"
             raise DataError(message, "category unknown")
         # Each class without objects has an id of its own, which no file has.
-        ids = [by_name.get(name, -place) for place, name in enumerate(wanted, start=1)]
+        ids = [-place if name == NO_CLASS else by_name[name] for place, name in enumerate(wanted, start=1)]
     names = tuple(known.get(number, NO_CLASS) for number in ids)
     return np.array(ids, np.int64), names, np.array(sorted(known), np.int64)
+
+
+def _check_wanted(path: str, wanted: Sequence[str], given: Counter) -> None:
+    """Raises DataError for a name that stands for several categories of the file, or that is wanted twice."""
+    for name, count in Counter(wanted).items():
+        if count > 1 and name != NO_CLASS:
+            message = f"{path}: '{name}' stands {count} times in class_names; ask for each class once"
+            raise DataError(message, "category unknown")
+        if given[name] > 1:
+            message = f"{path}: {given[name]} categories are called '{name}'; ask for '{name} (id ...)' with one's id"
+            raise DataError(message, "category unknown")
 
 
 def read_keypoints(path: str, records: list, ids: np.ndarray, annotations: Annotations) -> tuple[tuple, tuple]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mrcnn_tf.data import full_masks, read_coco
+from mrcnn_tf.data import DataError, full_masks, read_coco
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.evaluation.coco import evaluate_coco
 
@@ -115,6 +115,40 @@ def test_classes_without_objects_keep_their_places(coco_folder):
     evaluation = evaluate_coco(dataset, found)
     assert evaluation.metrics["box/AP"] == evaluation.metrics["mask/AP"] == 1.0
     assert evaluation.per_class["N/A"]["objects"] == 0 and np.isnan(evaluation.per_class["N/A"]["box/AP"])
+
+
+def test_categories_of_one_name_stay_apart(coco_folder, caplog):
+    """Files of one class often have a root category of the same name, in front of it."""
+
+    def name_alike(record):
+        record["categories"] = [{"id": 3, "name": "fish"}, {"id": 12, "name": "owl"}, {"id": 7, "name": "fish"}]
+
+    path = coco_folder.changed(name_alike)
+    dataset = read_coco(path, coco_folder.images)
+    assert dataset.class_names == ("fish (id 3)", "fish (id 7)", "owl")
+    assert "fish (id 3), fish (id 7)" in caplog.text and "owl" not in caplog.text
+    assert dataset.example(0).classes.tolist() == [2, 1, 2]
+    # As a model that was trained on it is evaluated: by its class names.
+    again = read_coco(path, coco_folder.images, class_names=dataset.class_names)
+    assert again.category_ids == dataset.category_ids == (3, 7, 12)
+    assert again.example(0).classes.tolist() == [2, 1, 2]
+    chosen = read_coco(path, coco_folder.images, class_names=("fish (id 7)",))
+    assert [len(chosen.example(index)) for index in (0, 1)] == [2, 0]
+    found = {one.image_id: Detections.from_example(one, dataset.class_names) for one in map(dataset.example, range(4))}
+    counts = {name: values["objects"] for name, values in evaluate_coco(dataset, found).per_class.items()}
+    assert counts == {"fish (id 3)": 1, "fish (id 7)": 2, "owl": 1}
+    with pytest.raises(DataError, match=r"instances.json: 2 categories are called 'fish'; ask for 'fish \(id"):
+        read_coco(path, coco_folder.images, class_names=("fish",))
+    with pytest.raises(DataError, match="'owl' stands 2 times in class_names"):
+        read_coco(path, coco_folder.images, class_names=("owl", "owl"))
+
+
+def test_what_was_written_with_classes_without_objects_is_read_again(coco_folder):
+    names = ("N/A", "dog", "N/A", "cat")
+    coco_folder.write(read_coco(coco_folder.json, coco_folder.images, class_names=names).to_coco())
+    dataset = read_coco(coco_folder.json, coco_folder.images, class_names=names)
+    assert dataset.category_ids == (-1, 3, -3, 7)
+    assert [dataset.example(index).classes.tolist() for index in (0, 1)] == [[4, 2, 4], [2]]
 
 
 def test_boxes_are_clipped_to_their_image(coco_folder):
