@@ -171,7 +171,8 @@ class Annotations:
             raise BadRecord("field of a wrong type", f"should be an object, not {short(record)}")
         number = integer(record, "id") if record.get("id") is not None else -1
         image, category = integer(record, "image_id"), integer(record, "category_id")
-        crowd = integer(record, "iscrowd") if record.get("iscrowd") is not None else 0
+        crowd = record.get("iscrowd")  # some tools write true and false
+        crowd = int(crowd or 0) if crowd is None or isinstance(crowd, bool) else integer(record, "iscrowd")
         if crowd not in (0, 1):
             raise BadRecord("field of a wrong type", f"'iscrowd' should be 0 or 1, not {crowd}")
         area = record.get("area")

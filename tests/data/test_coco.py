@@ -192,6 +192,16 @@ def test_a_crowd_may_lack_its_mask(coco_folder):
     assert full_masks(dataset.example(1))[1].sum() == 24
 
 
+def test_crowds_written_as_truth_values(coco_folder):
+    def rewrite(record):
+        for annotation in record["annotations"]:
+            annotation["iscrowd"] = bool(annotation["iscrowd"])
+        record["annotations"][0]["iscrowd"] = None
+
+    dataset = read_coco(coco_folder.changed(rewrite), coco_folder.images)
+    assert [dataset.example(index).crowd.tolist() for index in (0, 1)] == [[False] * 3, [False, True]]
+
+
 def test_ids_written_as_text_or_floats(coco_folder):
     def as_text(record):
         for image in record["images"]:
