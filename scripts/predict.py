@@ -74,7 +74,7 @@ def main() -> int:
             category["keypoints"] = list(skeleton.names)
             category["skeleton"] = [[start + 1, end + 1] for start, end in skeleton.lines]
     problems = Problems()
-    taken: set[Path] = set()
+    taken = {path.resolve() for path in paths}  # no picture may replace what it is drawn over
     for path in paths:
         try:
             detections = predict([path])[0]
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def image_paths(sources: Sequence[str]) -> list[Path]:
-    """The files named, and those in the folders named, in the order of their names.
+    """The files named, and those in the folders named that are not hidden, in the order of their names.
 
     Raises:
         UsageError: something that is not there, or a folder without images.
@@ -105,7 +105,7 @@ def image_paths(sources: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+            found = sorted(path for path in source.rglob("*") if _is_image(path, source))
             if not found:
                 raise _cli.UsageError(f"{source}: there is no image in this folder ({' '.join(ENDINGS)})")
             paths += found
@@ -116,13 +116,19 @@ def image_paths(sources: Sequence[str]) -> list[Path]:
     return paths
 
 
+def _is_image(path: Path, folder: Path) -> bool:
+    """Whether it is one by its name, and not hidden: macOS puts a ._photo.jpg beside each on a foreign disk."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in ENDINGS and path.is_file()
+
+
 def free_name(output: Path, path: Path, taken: set[Path]) -> Path:
-    """A picture's name in `output` that no other image of this call has."""
+    """A picture's name in `output` that is none of `taken`, the resolved names of all images and pictures so far."""
     name, number = output / f"{path.stem}.png", 1
-    while name in taken:
+    while name.resolve() in taken:
         number += 1
         name = output / f"{path.stem}_{number}.png"
-    taken.add(name)
+    taken.add(name.resolve())
     return name
 
 

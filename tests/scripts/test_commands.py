@@ -109,6 +109,22 @@ def test_predict_draws_and_writes_coco(data, run_dir, tmp_path, capsys):
     assert 0 <= annotation["score"] <= 1
 
 
+def test_predict_leaves_the_images_themselves_alone(data, run_dir, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / ".trash").mkdir(parents=True)
+    before = (data.parent / "1.png").read_bytes()
+    (photos / "1.png").write_bytes(before)
+    # What macOS and other programs leave in folders is none of the images.
+    (photos / "._1.png").write_bytes(b"no image")
+    (photos / ".trash" / "old.png").write_bytes(b"no image")
+    assert run_command("predict", run_dir, photos, "--output", photos, "--score", 0) == 0
+    assert (photos / "1.png").read_bytes() == before
+    assert (photos / "1_2.png").exists()
+    assert [image["file_name"] for image in json.loads((photos / "detections.json").read_text())["images"]] == [
+        str(photos / "1.png")
+    ]
+
+
 def test_predict_passes_over_bad_images_when_asked(data, run_dir, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     arguments = [run_dir, tmp_path / "bad.jpg", data.parent / "2.png", "--output", tmp_path / "found", "--no-pictures"]
