@@ -18,6 +18,7 @@ from mrcnn_tf.data.errors import SKIP_REMEDY, DataError, Problems
 from mrcnn_tf.data.schema import Dataset, Example
 
 _LEAST_SIDE = 1e-3  # pixels of a box that have to lie in the image
+_RLES_AT_ONCE = 10_000
 
 
 def read_coco(
@@ -273,26 +274,37 @@ class _Table:
         if self.has_masks:
             missing = (kind == NO_MASK) & (np.frombuffer(columns.crowd, np.int8) == 0)
             self._refuse(missing, "no segmentation", lambda r: "it has no segmentation, others of the file have")
-        low, high = self._polygon_extents(kind == POLYGONS)
+        low, high = self._mask_extents(kind)
         apart = (np.maximum(low, self.boxes[:, :2]) >= np.minimum(high, self.boxes[:, 2:])).any(axis=1)
         self._refuse(
-            (kind == POLYGONS) & apart,
+            (kind == RLE) & (high == low).any(axis=1), "mask without a pixel", lambda r: "its RLE has no pixel inside"
+        )
+        self._refuse(
+            (kind != NO_MASK) & apart,
             "mask outside its box",
             lambda r: (
-                f"its polygons (y {low[r][0]:g}..{high[r][0]:g}, x {low[r][1]:g}..{high[r][1]:g}) lie outside its box"
+                f"its {'RLE' if kind[r] == RLE else 'polygons'} (y {low[r][0]:g}..{high[r][0]:g}, "
+                f"x {low[r][1]:g}..{high[r][1]:g}) lie{'s' * int(kind[r] == RLE)} outside its box"
             ),
         )
 
-    def _polygon_extents(self, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[rows, 2] least and greatest (y, x) of each row's polygons; zeros for the others."""
+    def _mask_extents(self, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[rows, 2] least and greatest (y, x) of each row's polygons or RLE; zeros for those without."""
         columns = self.annotations
-        low, high = np.zeros((len(has), 2)), np.zeros((len(has), 2))
+        low, high = np.zeros((len(kind), 2)), np.zeros((len(kind), 2))
+        has = kind == POLYGONS
         if has.any():
             ends = np.concatenate([[0], np.frombuffer(columns.ring_end, np.int64)])
             first = ends[np.frombuffer(columns.mask_start, np.int64)[has]] // 2  # rows are stored without gaps
             points = np.frombuffer(columns.points, np.float64).reshape(-1, 2)[:, ::-1]
             low[has] = np.minimum.reduceat(points, first)
             high[has] = np.maximum.reduceat(points, first)
+        packed = np.flatnonzero(kind == RLE)
+        for start in range(0, len(packed), _RLES_AT_ONCE):
+            rows = packed[start : start + _RLES_AT_ONCE]
+            xywh = coco_mask.toBbox([columns.segmentation(row) for row in rows])
+            low[rows] = xywh[:, 1::-1]
+            high[rows] = xywh[:, 1::-1] + xywh[:, :1:-1]
         return low, high
 
 

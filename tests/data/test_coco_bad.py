@@ -53,6 +53,14 @@ BAD_RECORDS = {
         *(annotation(1, segmentation=[[0.1, 0.1, 0.4, 0.1, 0.4, 0.4]]), "mask outside its box"),
         *(["id 102", "0.1..0.4"], 4, 4),
     ),
+    "RLE elsewhere": (  # row by row instead of column by column: rows 4 and 5 became columns
+        *(annotation(1, segmentation={"size": [30, 40], "counts": [180, 20, 10, 20, 970]}), "mask outside its box"),
+        *(["id 102", "RLE (y 0..20, x 6..8) lies outside"], 4, 4),
+    ),
+    "RLE of nothing": (
+        *(annotation(1, segmentation={"size": [30, 40], "counts": [1200]}), "mask without a pixel"),
+        *(["id 102"], 4, 4),
+    ),
     "RLE size": (annotation(1, segmentation=SQUARE_RLE), "RLE of another size", ["id 102", "40 x 30", "30 x 40"], 4, 4),
     "RLE counts": (
         *(annotation(3, segmentation={"size": [24, 20], "counts": "P3`4"}), "RLE of another size"),
