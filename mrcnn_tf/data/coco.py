@@ -40,7 +40,7 @@ def read_coco(
     Persons alone are `class_names=("person",)`; `config.data.drop_empty` leaves out the images without any.
 
     Args:
-        image_dir: the folder that the file names are relative to.
+        image_dir: the folder that the file names are relative to; they may be written as Windows does it, "sub\\a.jpg".
         skip_bad: bad records are counted in the data set's `problems` instead of raised.
         class_names: take these categories only, as classes 1..K in this order; "N/A" is a class without objects.
 
@@ -151,14 +151,21 @@ class _Images:
             raise DataError(message, "image folder missing")
         listings: dict[str, set[str]] = {}
         keep = []
-        for number, row in self.rows.items():
-            parent, file = os.path.split(os.path.join(folder, self.files[row]))
+
+        def is_there(name: str) -> bool:
+            parent, file = os.path.split(os.path.join(folder, name))
             if parent not in listings:
                 listings[parent] = _listing(parent)
-            if file in listings[parent]:
+            return file in listings[parent]
+
+        for number, row in self.rows.items():
+            name = self.files[row]
+            if not is_there(name) and is_there(name.replace("\\", "/")):  # the file was written on Windows
+                self.files[row] = name = name.replace("\\", "/")
+            if is_there(name):
                 keep.append((number, row))
             else:
-                path = os.path.join(parent, file)
+                path = os.path.join(folder, name)
                 self._report.bad("image missing", f"image id {number}", f"the image file {path} is missing")
                 self.skipped.add(number)
         if not keep:

@@ -310,6 +310,19 @@ def test_images_in_subfolders(coco_folder):
     assert dataset.to_coco()["images"][0]["file_name"] == "deep/a.png"
 
 
+def test_images_in_subfolders_as_windows_writes_them(coco_folder):
+    def move(record):
+        record["images"][0]["file_name"] = "deep\\a.png"
+        record["images"][1]["file_name"] = "with\\b.jpg"  # a file of this very name
+
+    (coco_folder.images / "deep").mkdir()
+    (coco_folder.images / "a.png").rename(coco_folder.images / "deep" / "a.png")
+    (coco_folder.images / "b.jpg").rename(coco_folder.images / "with\\b.jpg")
+    dataset = read_coco(coco_folder.changed(move), coco_folder.images)
+    assert dataset.example(0).path == str(coco_folder.images / "deep" / "a.png")
+    assert [dataset.file_name(index) for index in (0, 1)] == ["deep/a.png", "with\\b.jpg"]
+
+
 def test_white_space_and_unknown_members(coco_folder):
     text = json.dumps({"note": [1, {"a": []}], **coco_folder.record}, indent=3).replace("\n", "\r\n\t")
     coco_folder.json.write_text("\ufeff" + text + "\n", encoding="utf-8")
