@@ -108,7 +108,8 @@ class Dataset(abc.ABC):
         """The data set as the dictionary of a COCO instances json, with its original category ids.
 
         Objects are numbered from 1, which the COCO evaluation relies on. Keypoints, their names and the skeleton are
-        included where the data set has them.
+        included where the data set has them. Where it has no masks, objects have no "segmentation": the boxes that stand
+        in for them would be read as masks.
         """
         images, annotations = [], []
         for index in range(len(self)):
@@ -119,6 +120,8 @@ class Dataset(abc.ABC):
             )
             for row in range(len(example)):
                 record = _coco_annotation(example, row, self.category_ids)
+                if not self.has_masks:
+                    del record["segmentation"]
                 annotations.append({"id": len(annotations) + 1, **record})
         points = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
         if points:

@@ -181,6 +181,14 @@ def test_boxes_stand_in_where_no_object_has_a_mask(coco_folder):
     expected = np.zeros((30, 40), bool)
     expected[4:20, 20:36] = True
     np.testing.assert_array_equal(full_masks(dataset.example(0))[1], expected)
+    # What stands in for a mask is neither measured as one nor written.
+    found = {one.image_id: Detections.from_example(one, dataset.class_names) for one in map(dataset.example, range(4))}
+    assert evaluate_coco(dataset, found).metrics["box/AP"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="image 10: an object without segmentation"):
+        evaluate_coco(dataset, found, kinds=("mask",))
+    coco_folder.write(dataset.to_coco())
+    again = read_coco(coco_folder.json, coco_folder.images)
+    assert not again.has_masks and again.example(0).areas.tolist() == dataset.example(0).areas.tolist()
 
 
 def test_a_crowd_may_lack_its_mask(coco_folder):
