@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +31,7 @@ logger = logging.getLogger("mrcnn_tf")
 
 FORMAT_VERSION = 1
 WORTH_SAVING = 0.5  # seconds that a checkpoint may take without anyone minding
-READ_ERRORS = (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # ValueError: broken json or array
+UNREADABLE = "unreadable-"
 
 
 def _write_json(path: Path, values: dict) -> None:
@@ -101,13 +100,25 @@ class CheckpointStore:
                     )
                 with np.load(path / "arrays.npz") as archive:
                     return {name: archive[name] for name in archive.files}, state, path
-            except CheckpointError:
+            except (CheckpointError, MemoryError):
                 raise
-            except READ_ERRORS as error:
+            except Exception as error:  # what is wrong with a damaged file comes in a dozen classes
                 logger.warning("%s cannot be read (%s); going back to the one before", path, error)
         if paths:
-            raise CheckpointError(f"none of the checkpoints in {self.folder} can be read; resume=False starts anew")
+            raise CheckpointError(
+                f"none of the checkpoints in {self.folder} can be read; resume=False (--fresh) starts anew"
+            )
         return None
+
+    def set_aside_after(self, path: Path) -> None:
+        """Renames what is newer than `path` and could not be read, so that these steps are saved when made again."""
+        for newer in self.paths():
+            if newer.name > path.name:
+                aside = self.folder / f"{UNREADABLE}{newer.name}"
+                if aside.exists():
+                    shutil.rmtree(aside)
+                os.replace(newer, aside)
+                logger.warning("%s is kept as %s", newer, aside.name)
 
 
 def variable_groups(model: keras.Model) -> dict[str, list]:
@@ -189,6 +200,10 @@ class Checkpoint(keras.callbacks.Callback):
         every_steps: 0 saves at epoch ends only.
         evaluated: says whether an epoch (from 0) will be evaluated.
         writes: whether this process is the one that writes.
+
+    Attributes:
+        pending: the epoch whose end is to be gone through again, and its logs.
+        model_step: the step that the model in the training's folder is of; None where there is none.
     """
 
     def __init__(
@@ -209,6 +224,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.identity = identity
         self.every_steps = every_steps
         self.pending: dict | None = None
+        self.model_step: int | None = None
         self._metrics: dict[str, np.ndarray] = {}
 
     def restore(self, model: keras.Model) -> Path | None:
@@ -228,13 +244,15 @@ class Checkpoint(keras.callbacks.Callback):
             assign_variables(model, arrays, ("model", "optimizer"))
         except CheckpointError as error:
             raise CheckpointError(f"{path} does not fit the model: {error}") from error
+        if self.writes:
+            self.store.set_aside_after(path)
         if any(name.startswith("loss_scale/") for name in arrays) and model.optimizer.variables_of_scale:
             assign_variables(model, arrays, ("loss_scale",))
         self._metrics = {name: array for name, array in arrays.items() if name.startswith("metrics/")}
         self.progress.step = state["step"]
         ap = state["best"]["ap"]
         self.progress.best_ap, self.progress.best_step = math.nan if ap is None else ap, state["best"]["step"]
-        self.pending = state["pending"]
+        self.pending, self.model_step = state["pending"], state.get("model_step")
         return path
 
     def save(self, pending: dict | None = None) -> Path:
@@ -273,6 +291,14 @@ class Checkpoint(keras.callbacks.Callback):
     def close_epoch(self) -> None:
         """Notes in the epoch's checkpoint that its end has been dealt with."""
         self.pending = None
+        self._note()
+
+    def note_model(self) -> None:
+        """Notes in the checkpoint that the training's model was written to its folder at this step."""
+        self.model_step = self.progress.step
+        self._note()
+
+    def _note(self) -> None:
         if self.writes and self.is_saved:
             self.store.write_state(self.progress.step, self._state())
 
@@ -289,6 +315,7 @@ class Checkpoint(keras.callbacks.Callback):
             "epoch": self.progress.step // self.progress.steps_per_epoch,
             "best": {"ap": None if math.isnan(best) else best, "step": self.progress.best_step},
             "pending": self.pending,
+            "model_step": self.model_step,
             "identity": self.identity,
         }
 

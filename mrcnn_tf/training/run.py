@@ -152,7 +152,7 @@ def train(
         _finish_epoch(run, model)
         fit_steps(model, lambda step: _batches(run, train_set, step), run.progress, every)
         if run.team.is_chief:
-            _save(model, run, start)
+            _save(model, run)
         run.team.wait()
     run.board.close()
     done, best_ap, best_step = run.progress.step, run.progress.best_ap, run.progress.best_step
@@ -325,7 +325,9 @@ def _finish_epoch(run: _Run, model: keras.Model) -> None:
             callback.on_epoch_end(pending["epoch"], epoch_logs)
 
 
-def _save(model: keras.Model, run: _Run, start: int) -> None:
+def _save(model: keras.Model, run: _Run) -> None:
     path = run.run_dir / "model.keras"
-    if run.progress.step > start or not path.exists():
+    # A model may be of fewer steps: of a shorter training that was gone on with, and stopped after its last step.
+    if run.checkpoint.model_step != run.progress.step or not path.exists():
         write_atomically(path, model.save)
+        run.checkpoint.note_model()

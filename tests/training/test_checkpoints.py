@@ -136,10 +136,28 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, capl
     assert "going back to the one before" in caplog.text
 
 
+def test_steps_made_again_after_a_damaged_checkpoint_are_saved(tmp_path, caplog):
+    trained(tmp_path, 8)
+    arrays = tmp_path / "step_00000008" / "arrays.npz"
+    # The header of the zip's first entry names a compression that there is not.
+    whole = arrays.read_bytes()
+    place = whole.rindex(b"PK\x01\x02") + 10
+    arrays.write_bytes(whole[:place] + b"\x63" + whole[place + 1 :])
+    model, checkpoint, path = restored(tmp_path)
+    assert path.name == "step_00000004" and "is kept as unreadable-step_00000008" in caplog.text
+    fit_steps(model, batches, checkpoint.progress, [checkpoint])
+    again, checkpoint, path = restored(tmp_path)
+    assert path.name == "step_00000008" and checkpoint.progress.step == 8
+    for ours, theirs in zip(weights_and_momenta(again), weights_and_momenta(model)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_only_damaged_checkpoints_do_not_start_anew_silently(tmp_path):
     trained(tmp_path, 4)
     (tmp_path / "step_00000004" / "arrays.npz").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="none of the checkpoints .* can be read; resume=False starts anew"):
+    with pytest.raises(
+        CheckpointError, match="none of the checkpoints .* can be read; resume=False \(--fresh\) starts anew"
+    ):
         restored(tmp_path)
 
 

@@ -82,6 +82,26 @@ def test_more_steps_later_go_on_from_the_last_one(tmp_path, quick):
     assert (result.resumed_from, result.steps, result.history["step"]) == (6, 9, [4, 8, 9])
 
 
+def test_a_model_of_fewer_steps_is_replaced_after_a_stop_in_the_last_evaluation(tmp_path, quick, monkeypatch):
+    train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    longer = quick_config().replace(training__steps=9)
+
+    def stopped(*_):
+        raise SystemExit(130)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run, "_save", stopped)
+        train(longer, data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    result = train(longer, data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    assert result.resumed_from == result.steps == 9
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(kept.get_weights()[0], result.model.get_weights()[0])
+    # Whole, it is left as it is.
+    written = (tmp_path / "model.keras").stat().st_mtime_ns
+    train(longer, data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    assert (tmp_path / "model.keras").stat().st_mtime_ns == written
+
+
 def test_starting_anew_moves_the_earlier_training_aside(tmp_path, quick, caplog):
     first = train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0)
     again = train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0, resume=False)
