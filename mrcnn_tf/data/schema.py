@@ -108,8 +108,8 @@ class Dataset(abc.ABC):
         """The data set as the dictionary of a COCO instances json, with its original category ids.
 
         Objects are numbered from 1, which the COCO evaluation relies on. Keypoints, their names and the skeleton are
-        included where the data set has them. Where it has no masks, objects have no "segmentation": the boxes that stand
-        in for them would be read as masks.
+        included where the data set has them. Where it has no masks, objects have no "segmentation": the boxes that
+        stand in for them would be read as masks.
         """
         images, annotations = [], []
         for index in range(len(self)):
