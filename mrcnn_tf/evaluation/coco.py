@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,7 +135,7 @@ def evaluate_coco(
 
     Raises:
         ValueError: an unknown kind or image id, masks or keypoints asked for where detections or ground truth have
-            none, other classes or keypoints than the data set's, an image of another size.
+            none, other classes or keypoints than the data set's, an image of another size, one that is there twice.
     """
     limits = {"max_detections": max_detections, "max_keypoint_detections": max_keypoint_detections}
     for name, limit in limits.items():
@@ -223,6 +224,9 @@ def _results(
 ) -> list[dict]:
     """The records of all images, in the data set's order, checked against the data set."""
     sizes = {int(image["id"]): (image["height"], image["width"]) for image in truth["images"]}
+    if len(sizes) < len(truth["images"]):
+        again = Counter(int(image["id"]) for image in truth["images"]).most_common(1)[0][0]
+        raise ValueError(f"the data set has the image {again} more than once; measure each image once")
     unknown = [image_id for image_id in detections if image_id not in sizes]
     if unknown:
         raise ValueError(f"the data set has no image {unknown[0]} ({len(unknown)} such ids)")

@@ -189,6 +189,13 @@ def test_what_does_not_fit_is_refused(found, options, message):
         evaluate_coco(Scene([(1, 1, A, 0)]), found, **options)
 
 
+def test_an_image_that_is_there_twice_is_refused():
+    """Its objects would be counted twice and found once."""
+    scene = Scene([(1, 1, A, 0), (1, 1, A, 0), (2, 1, B, 0)], images=(2, 1, 1))
+    with pytest.raises(ValueError, match="has the image 1 more than once"):
+        evaluate_coco(scene, {1: rectangles([A], [1], [0.9])})
+
+
 def test_results_are_saved_loaded_and_measured_alike(tmp_path, capsys):
     scene = Scene([(1, 1, A, 0), (2, 2, B, 0)])
     found = {1: rectangles([A, C], [1, 1], [0.9, 0.95]), 2: rectangles([B], [2], [0.123456789])}
