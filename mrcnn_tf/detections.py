@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_tf import pasting
+from mrcnn_tf import pasting, result_records
 
 
 class Detections:
@@ -337,19 +337,22 @@ class Detections:
             image_id: take only the records of this image (all of them by default).
 
         Raises:
-            ValueError: a category that is not among `category_ids`, masks on some records only, an RLE of another
-                size; the message names the record's place among this image's.
+            ValueError: a record without category, score or anything to take a box from, a category that is not among
+                `category_ids`, masks on some records only, a broken mask or one of another size; the message names
+                the record's place among this image's.
         """
         numbers = {int(category): index + 1 for index, category in enumerate(category_ids)}
         records = [record for record in results if image_id is None or record["image_id"] == image_id]
-        with_mask = sum("segmentation" in record for record in records)
+        with_mask = sum(bool(record.get("segmentation")) for record in records)
         if with_mask not in (0, len(records)):
             raise ValueError(f"{with_mask} of {len(records)} records have a segmentation: all or none should")
+        xywh = np.zeros((len(records), 4))
         for place, record in enumerate(records):
-            if record["category_id"] not in numbers:
-                known = f"known are {sorted(numbers)}"
-                raise ValueError(f"record {place}: category_id {record['category_id']} is unknown; {known}")
-        xywh = np.array([_box_of(record, image_size) for record in records], np.float64).reshape(-1, 4)
+            try:
+                result_records.check_record(record, numbers)
+                xywh[place] = result_records.box_of(record, image_size)
+            except ValueError as error:
+                raise ValueError(f"record {place}: {error}") from error
         return cls(
             np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], axis=1),
             [numbers[record["category_id"]] for record in records],
@@ -357,27 +360,8 @@ class Detections:
             class_names,
             image_size,
             segmentations=[record["segmentation"] for record in records] if with_mask else None,
-            keypoints=_keypoints_of(records),
+            keypoints=result_records.keypoints_of(records),
         )
-
-
-def _box_of(record: dict, image_size: Sequence[int]) -> list[float]:
-    """x, y, width, height of a record of COCO's results format."""
-    if record.get("bbox"):
-        return record["bbox"]
-    if "segmentation" in record:
-        return pasting.box_of(record["segmentation"], *image_size)
-    points = np.reshape(record["keypoints"], (-1, 3))[:, :2]
-    return [*points.min(axis=0), *np.ptp(points, axis=0)]
-
-
-def _keypoints_of(records: list[dict]) -> np.ndarray | None:
-    """[N, J, 3] y, x and the third number of each keypoint of the records; None unless all of them have some."""
-    if not records or not all("keypoints" in record for record in records):
-        return None
-    triples = np.array([record["keypoints"] for record in records], np.float64).reshape(len(records), -1, 3)
-    triples[..., :2] += 0.5 * triples.any(axis=2)[..., None]
-    return triples[..., [1, 0, 2]].astype(np.float32)
 
 
 def _compress_all(segmentations: Iterable[Any], image_size: tuple[int, int]) -> list[dict]:

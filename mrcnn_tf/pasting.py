@@ -15,6 +15,8 @@ import math
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_tf.data.masks import rle_counts
+
 
 def axis_weights(low: float, high: float, cells: int, size: int) -> tuple[int, np.ndarray]:
     """The bilinear weights of one axis of a box, for the pixels that the stretched grid reaches.
@@ -118,18 +120,31 @@ def compress(segmentation: dict | list, height: int, width: int) -> dict:
     """Any COCO segmentation (polygons, uncompressed RLE, RLE with str or bytes counts) as compressed RLE with bytes.
 
     Raises:
-        ValueError: an RLE of another size than `height` x `width`, or no COCO segmentation at all.
+        ValueError: an RLE of another size than `height` x `width`, or whose counts are for another number of pixels
+            (pycocotools would read on behind them, in whatever lies there), or no COCO segmentation at all.
     """
     if isinstance(segmentation, list):
+        if not segmentation or not all(np.ndim(ring) == 1 and len(ring) >= 6 for ring in segmentation):
+            raise ValueError(f"no COCO segmentation (polygons of 3 points or more): {segmentation!r:.80}")
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise ValueError(f"no COCO segmentation (list of polygons, or size and counts): {segmentation!r:.80}")
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"an RLE of size {list(segmentation['size'])} on an image of {height} x {width}")
     counts = segmentation["counts"]
+    try:
+        covered = sum(counts) if isinstance(counts, list) else int(rle_counts(_bytes(counts)).sum())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an RLE whose counts cannot be read ({error})") from error
+    if covered != height * width or (isinstance(counts, list) and min(counts) < 0):
+        raise ValueError(f"an RLE whose counts cover {covered} pixels, on an image of {height} x {width}")
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+    return {"size": [height, width], "counts": _bytes(counts)}
+
+
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode() if isinstance(counts, str) else counts
 
 
 def box_of(segmentation: dict | list, height: int, width: int) -> list[float]:

@@ -118,6 +118,24 @@ def test_compress_refuses_what_does_not_fit(form):
         pasting.compress(form, 6, 8)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"size": [6, 8], "counts": [20, 5]},  # pycocotools decodes what lies in memory behind such
+        {"size": [6, 8], "counts": [60, -12]},
+        {"size": [6, 8], "counts": "12"},
+        {"size": [6, 8], "counts": "z#"},
+        {"size": [6, 8], "counts": None},
+        [],
+        [[1, 2, 3, 4]],
+        [1, 2, 5, 2, 5, 5],
+    ],
+)
+def test_compress_refuses_broken_masks(form):
+    with pytest.raises(ValueError, match="an RLE whose counts|polygons of 3 points or more"):
+        pasting.compress(form, 6, 8)
+
+
 def test_torchvisions_boxes_by_hand():
     # 2 cells: the box grows by a cell of 5 to [0, 20] (rows) and of 1.5 to [-.5, 5.5], which is cut to [0, 5]; with the
     # last pixel in it is 21 and 6 pixels long, of which the outer cells, a quarter each, are padding.
