@@ -60,12 +60,12 @@ class Detections:
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.mask_threshold = float(mask_threshold)
         self.paste = paste
-        self.mask_crops = None if mask_crops is None else np.asarray(mask_crops)
-        self._masks = None if masks is None else np.asarray(masks).astype(bool, copy=False)
+        self.mask_crops = None if mask_crops is None else _array(mask_crops, (0, 1, 1))
+        self._masks = None if masks is None else _array(masks, (0, *self.image_size)).astype(bool, copy=False)
         self._segmentations = None
         if segmentations is not None:
             self._segmentations = _compress_all(segmentations, self.image_size)
-        self.keypoints = None if keypoints is None else np.asarray(keypoints, np.float32)
+        self.keypoints = None if keypoints is None else _array(keypoints, (0, 0, 3)).astype(np.float32, copy=False)
         self._check()
 
     def _check(self) -> None:
@@ -362,6 +362,12 @@ class Detections:
             segmentations=[record["segmentation"] for record in records] if with_mask else None,
             keypoints=result_records.keypoints_of(records),
         )
+
+
+def _array(values: Any, nothing: tuple[int, ...]) -> np.ndarray:
+    """The values as an array, of the shape `nothing` where they are an empty list."""
+    array = np.asarray(values)
+    return np.zeros(nothing, np.float32) if array.shape == (0,) else array
 
 
 def _compress_all(segmentations: Iterable[Any], image_size: tuple[int, int]) -> list[dict]:

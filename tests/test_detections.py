@@ -105,6 +105,13 @@ def test_what_does_not_fit_is_refused(change, message):
         Detections(**values, class_names=NAMES, image_size=SIZE)
 
 
+def test_no_objects_as_empty_lists():
+    found = Detections([], [], [], NAMES, SIZE, mask_crops=[], keypoints=[])
+    assert len(found) == len(found.segmentations) == len(found.keypoints) == 0 and found.masks.shape == (0, *SIZE)
+    found = Detections([], [], [], NAMES, SIZE, masks=[])
+    assert found.masks.shape == (0, *SIZE) and found.compact().segmentations == [] and found.to_coco(1, (1, 2, 3)) == []
+
+
 def test_from_batch_rescales_and_drops_padding_and_nan():
     boxes = np.zeros((2, 4, 4), np.float32)
     boxes[0, 0] = [10, 20, 30, 41]
