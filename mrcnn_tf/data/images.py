@@ -3,14 +3,15 @@
 Shape letters: H W pixels, C channels.
 
 An image is RGB (or grey, RGBA, or any number of channels) with values 0..255. Grey becomes RGB where 3
-channels are asked for, an alpha channel is dropped, 16-bit values are divided by 257. Other numbers of
-channels than 1, 3 and 4 come from `.npy` files or arrays.
+channels are asked for, an alpha channel is dropped, 16-bit values are divided by 257; whole numbers of 32
+bits and floats are taken as they are. Other numbers of channels than 1, 3 and 4 come from `.npy` files or arrays.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -20,10 +21,14 @@ from mrcnn_tf.data.errors import DataError
 
 FILE_CHANNELS = (1, 3, 4)
 _ORIENTATION_TAG = 0x0112
+# What TensorFlow writes around the reason of an error, and PIL's name for the bytes that it was given.
+_NOT_FOR_PEOPLE = re.compile(r"\{\{[^}]*\}\}|\[Op:\w+\]|image file <[^>]*>")
 
 
 def decode_image(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
-    """Decodes the bytes of a JPEG, PNG, BMP or (still) GIF file, in TensorFlow operations only.
+    """Decodes the bytes of a JPEG or PNG file, in TensorFlow operations only.
+
+    As RGB, the first picture of a GIF file and a BMP file without a palette are read too.
 
     Args:
         encoded: scalar string.
@@ -125,7 +130,9 @@ def _load_file(path: str, name: str, channels: int, size: tuple[int, int] | None
         message = f"{name}: image files give 1, 3 or 4 channels, input.channels is {channels}; use .npy files"
         raise DataError(message, "wrong number of channels")
     try:
-        image = _decode_eagerly(encoded, channels)
+        image = _decode_eagerly(encoded, channels, name)
+    except DataError:
+        raise
     except Exception as error:  # TensorFlow and PIL have a dozen error classes for bad bytes
         raise _unreadable(name, error) from None
     if size is None or image.shape[:2] != tuple(size):
@@ -134,20 +141,21 @@ def _load_file(path: str, name: str, channels: int, size: tuple[int, int] | None
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    reason = " ".join(str(getattr(error, "message", error)).split())[:160]
+    reason = " ".join(_NOT_FOR_PEOPLE.sub(" ", str(getattr(error, "message", error))).split())[:160]
     message = f"{name}: the image is cut short or no image ({reason}); replace the file or remove its record"
     return DataError(message, "image unreadable")
 
 
-def _decode_eagerly(encoded: bytes, channels: int) -> np.ndarray:
+def _decode_eagerly(encoded: bytes, channels: int, name: str) -> np.ndarray:
     with tf.device("CPU:0"):
         if encoded[:3] == b"\xff\xd8\xff":
             return _decode_jpeg(encoded, channels).numpy()
         if encoded[:4] == b"\x89PNG":
             return (_decode_deep if encoded[24:25] == b"\x10" else _decode_plain)(encoded, channels).numpy()
     with Image.open(io.BytesIO(encoded)) as image:
-        if image.mode.startswith("I;16"):
-            return _from_array(np.asarray(image, np.uint16), channels, "")
+        if image.mode[0] in "IF":  # PIL would cut off what is above 255
+            is_16 = image.mode.startswith("I;16")
+            return _from_array(np.asarray(image, np.uint16 if is_16 else np.float32), channels, name)
         return np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])).reshape(*image.size[::-1], channels)
 
 
