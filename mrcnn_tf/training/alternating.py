@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -25,11 +26,12 @@ from mrcnn_tf.parts import weights_of
 from mrcnn_tf.proposing import save_proposals
 from mrcnn_tf.training.cluster import workers_named
 from mrcnn_tf.training.errors import DistributionError
-from mrcnn_tf.training.run import train
+from mrcnn_tf.training.run import set_aside, train
 
 logger = logging.getLogger("mrcnn_tf")
 
 STEPS = ("1-rpn", "2-heads", "3-rpn", "4-heads")
+FOLLOWS = "follows.txt"  # in a step's folder: a number of the weights of the step before that it was begun with
 
 
 @dataclass
@@ -62,7 +64,8 @@ def train_alternating(
 ) -> AlternatingResult:
     """Trains a Mask R-CNN in four steps of `config.training.steps` each; called again, goes on where it was stopped.
 
-    Where a step had still something to do (more steps than before, say), those after it start anew.
+    Where a step had still something to do (more steps than before, say), those after it start anew, also where that
+    was in an earlier call, which was stopped before it came to them.
 
     The folder gets one of `train`'s folders for each step (`STEPS`), the proposals of steps 1 and 3 in theirs
     (`train.proposals.h5`, `val.proposals.h5`), and at the end model.keras and config.json.
@@ -93,22 +96,42 @@ def train_alternating(
     folders = [run_dir / step for step in STEPS]
     histories = {}
 
-    def step(number: int, own_config: Config, own_sets: tuple, **start: Any) -> MaskRCNN:
+    def step(number: int, own_config: Config, own_sets: tuple, before: Any = None, **start: Any) -> MaskRCNN:
         logger.info("step %d of 4: %s", number, folders[number - 1])
+        # What an earlier call made of the former end of the step before is of other weights.
+        if before is not None and _follows_another(before, folders[number - 1]):
+            options["resume"] = False
         result = train(own_config, *own_sets, folders[number - 1], **start, **options)
-        # What an earlier call made of this step's former end is of other weights.
         options["resume"] &= result.resumed_from == result.steps
         histories[STEPS[number - 1]] = result.history
         return result.model
 
-    proposed = _propose(step(1, rpn, sets, **fresh), sets, folders[0], verbose)
-    shared = weights_of(step(2, heads, proposed, **fresh), "backbone")
-    model = step(3, rpn_again, sets, initial_weights=folders[1] / "model.keras")
+    model = step(1, rpn, sets, **fresh)
+    model = step(2, heads, _propose(model, sets, folders[0], verbose), model, **fresh)
+    shared = weights_of(model, "backbone")
+    model = step(3, rpn_again, sets, model, initial_weights=folders[1] / "model.keras")
     proposed, own_rpn = _propose(model, sets, folders[2], verbose), weights_of(model, "rpn")
-    model = step(4, heads_again, proposed, initial_weights=folders[2] / "model.keras")
+    model = step(4, heads_again, proposed, model, initial_weights=folders[2] / "model.keras")
     _check_same(shared, weights_of(model, "backbone"), "the backbone of step 2")
     _check_same(own_rpn, weights_of(model, "rpn"), "the RPN of step 3")
     return AlternatingResult(_save(model, config, run_dir), run_dir, histories)
+
+
+def _follows_another(before: MaskRCNN, folder: Path) -> bool:
+    """Notes in a step's folder which model it follows; if it has followed another, its training is moved aside."""
+    digest = hashlib.sha256()
+    for part in ("backbone", "rpn", "heads"):
+        for path, values in sorted(weights_of(before, part).items()):
+            digest.update(path.encode() + np.ascontiguousarray(values).tobytes())
+    number, note = digest.hexdigest(), folder / FOLLOWS
+    known = note.read_text() if note.exists() else None
+    if known == number:
+        return False
+    if known is not None:
+        set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, lambda name: name.write_text(number))
+    return known is not None
 
 
 def _only(config: Config, part: str, backbone: bool) -> Config:

@@ -166,7 +166,7 @@ def _start(run: _Run, chosen: tf.distribute.Strategy, resume: bool, *weights) ->
     with team.together(HOW_TO_RESUME):
         if team.is_chief:
             if not resume:
-                _set_aside(run.run_dir)
+                set_aside(run.run_dir)
             _clean(run.run_dir)
         team.wait()
         model = _build(run.config, chosen, run.plan.batch_size // run.config.training.accumulate)
@@ -229,7 +229,7 @@ def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path, te
     )
 
 
-def _set_aside(run_dir: Path) -> None:
+def set_aside(run_dir: Path) -> None:
     """Moves what an earlier training made into a folder of its own: nobody loses a week by an option."""
     made = [run_dir / name for name in MADE if (run_dir / name).exists()]
     if not made:

@@ -85,7 +85,7 @@ class Train:
         if not resume:
             self.anew.append(run_dir.name)
         self.done[run_dir.name] = config.training.steps
-        return SimpleNamespace(model=None, history={}, resumed_from=before, steps=config.training.steps)
+        return SimpleNamespace(model=run_dir.name, history={}, resumed_from=before, steps=config.training.steps)
 
 
 def test_steps_after_one_that_trained_further_start_anew(tmp_path, monkeypatch):
@@ -107,6 +107,34 @@ def test_steps_after_one_that_trained_further_start_anew(tmp_path, monkeypatch):
     train.done["3-rpn"] = 2  # it was stopped there
     assert call(7) == ["4-heads"]
     assert call(7, resume=False) == list(alternating.STEPS)
+
+
+def test_steps_after_one_that_trained_further_in_an_earlier_call_start_anew_too(tmp_path, monkeypatch):
+    train, stops = Train(), []
+
+    def propose(model, sets, *_):
+        if model in stops:
+            raise KeyboardInterrupt
+        return sets
+
+    monkeypatch.setattr(alternating, "train", train)
+    monkeypatch.setattr(alternating, "_propose", propose)
+    monkeypatch.setattr(alternating, "weights_of", lambda model, part: {part: np.array(train.done[model])})
+    monkeypatch.setattr(alternating, "_save", lambda *_: None)
+
+    def call(steps):
+        train.anew.clear()
+        alternating.train_alternating(tiny_config(training__steps=steps), None, run_dir=tmp_path)
+        return list(train.anew)
+
+    call(5)
+    for steps, stopped, later in ((7, "1-rpn", ["2-heads", "3-rpn", "4-heads"]), (9, "3-rpn", ["4-heads"])):
+        stops[:] = [stopped]
+        with pytest.raises(KeyboardInterrupt):  # while it writes the proposals
+            call(steps)
+        stops.clear()
+        assert call(steps) == later
+        assert call(steps) == []
 
 
 def test_several_machines_are_refused(monkeypatch):
