@@ -274,8 +274,9 @@ class MaskHeadConfig:
 class KeypointHeadConfig:
     """The keypoint branch (section 5): convolutions, a deconvolution, 2x bilinear; one heat map per keypoint.
 
-    `names` are the keypoints' names in the order of the data set; those called left_... and right_... change places
-    when an image is flipped. `skeleton` has the pairs of keypoints that a picture joins by a line, counted from 0.
+    `names` are the keypoints' names in the order of the data set; those called left_... and right_..., or with these
+    words elsewhere in the name, change places when an image is flipped. `skeleton` has the pairs of keypoints that a
+    picture joins by a line, counted from 0.
     """
 
     pool: int = 14

@@ -5,6 +5,7 @@ Shape letters: H W pixels, C channels, G objects, J keypoints, S cells along a s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,19 +98,21 @@ def flip_crops(crops: np.ndarray) -> np.ndarray:
     return crops[:, :, ::-1]
 
 
+# A side as a word of its own: "left_eye", "Left Eye", "eye-left", "L_Eye", "leftEye", "eyeLeft", but not "leftmost".
+_SIDE = re.compile(r"(?:(?<![A-Za-z])(?:left|right|LEFT|RIGHT|[lrLR])|(?<![A-Z])(?:Left|Right))(?![a-z])")
+_PAIRS = (("left", "right"), ("LEFT", "RIGHT"), ("Left", "Right"), ("l", "r"), ("L", "R"))
+_OTHER_SIDE = dict(_PAIRS) | {right: left for left, right in _PAIRS}
+
+
 def mirrored_keypoints(names: Sequence[str]) -> np.ndarray:
     """[J] which keypoint stands in each place once the image is mirrored: left_... for right_... and the reverse.
 
-    A name without a partner ("nose", or "left_eye" alone) stays where it is.
+    The side may be any word of a name, also "l" or "r", whatever its case. A name without a partner ("nose", or
+    "left_eye" alone) stays where it is.
     """
     places = {name: place for place, name in enumerate(names)}
-    other = {"left": "right", "right": "left"}
-
-    def partner(name: str) -> str:
-        side, _, rest = name.partition("_")
-        return f"{other[side]}_{rest}" if side in other and rest else name
-
-    return np.array([places.get(partner(name), place) for name, place in places.items()], np.int64)
+    partners = [_SIDE.sub(lambda side: _OTHER_SIDE[side.group()], name) for name in names]
+    return np.array([places.get(partner, place) for place, partner in enumerate(partners)], np.int64)
 
 
 def flip_keypoints(keypoints: np.ndarray, width: float, order: np.ndarray) -> np.ndarray:

@@ -107,6 +107,24 @@ def test_left_and_right_keypoints_change_places():
     assert sum(name != other for name, other in zip(KEYPOINTS, swapped)) == 16
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *(("Left Eye", "Right Eye"), ("eye_left", "eye_right"), ("eye-l", "eye-r"), ("L_Eye", "R_Eye")),
+        *(("leftEye", "rightEye"), ("EyeLeft", "EyeRight"), ("LEFT_EYE", "RIGHT_EYE"), ("left", "right")),
+        ("front left paw", "front right paw"),
+    ],
+)
+def test_sides_in_other_spellings(left, right):
+    assert mirrored_keypoints(("nose", left, "tail", right)).tolist() == [0, 3, 2, 1]
+    assert mirrored_keypoints((right, left)).tolist() == [1, 0]
+
+
+def test_words_that_only_look_like_sides():
+    names = ("leftmost", "rightmost", "cleft", "cright", "leg", "reg", "ear", "eal", "bright", "bleft", "LEG", "REG2")
+    assert mirrored_keypoints(names).tolist() == list(range(len(names)))
+
+
 def test_flip_keypoints():
     order = mirrored_keypoints(("nose", "left_eye", "right_eye"))
     # A nose in the middle, the left eye (x 30) hidden, no right eye.
