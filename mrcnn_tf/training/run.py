@@ -30,7 +30,7 @@ from mrcnn_tf.training.progress import Progress, fit_steps
 from mrcnn_tf.training.validation import CocoEvaluation, ValidationLosses, coco_measure, columns, is_due
 from mrcnn_tf.weights.files import load_weights
 from mrcnn_tf.weights.keras_applications import load_backbone
-from mrcnn_tf.weights.report import WeightsReport
+from mrcnn_tf.weights.report import WeightsError, WeightsReport
 
 logger = logging.getLogger("mrcnn_tf")
 
@@ -125,7 +125,8 @@ def train(
         backbone_weights: a file for `weights.load_backbone`. Not read again when resuming.
         reinitialize_stages, last_norm_gamma: stages that start anew instead; see `weights.load_backbone`.
         initial_weights: weights of a whole model (`.weights.h5` or `.keras`) to start from.
-        resume: False moves an earlier training of this folder to `earlier-1` (2, ...) in it and starts anew.
+        resume: False moves an earlier training of this folder to `earlier-1` (2, ...) in it and starts anew; so does
+            True where its checkpoints have been removed.
         validation_losses: whether to compute the losses on `val_set` as well.
         callbacks: further Keras callbacks (of every worker); what they add to an epoch's logs is logged.
         verbose: 0 silent, 1 a progress bar (lines of text where there is no terminal), 2 lines of text.
@@ -164,8 +165,12 @@ def _start(run: _Run, chosen: tf.distribute.Strategy, resume: bool, *weights) ->
     """The model at the checkpoint's step, or at step 0 with its first weights and the report on them."""
     team, text = run.team, run.config.to_json() + "\n"
     with team.together(HOW_TO_RESUME):
+        if not resume:
+            for path in (weights[0], weights[1]):
+                _check_there(path)
+            team.wait()  # lest others look for what the chief has moved already
         if team.is_chief:
-            if not resume:
+            if not resume or _has_results_alone(run):
                 set_aside(run.run_dir)
             _clean(run.run_dir)
         team.wait()
@@ -177,7 +182,7 @@ def _start(run: _Run, chosen: tf.distribute.Strategy, resume: bool, *weights) ->
             )
     report = None
     if found is None:
-        report = _load(model, *weights)
+        report = _load(model, *(_where_now(path, run.run_dir) for path in weights[:2]), *weights[2:])
     else:
         logger.info("resuming from %s: step %d of %d", found, run.progress.step, run.progress.total_steps)
     if team.is_chief:
@@ -230,7 +235,7 @@ def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path, te
 
 
 def set_aside(run_dir: Path) -> None:
-    """Moves what an earlier training made into a folder of its own: nobody loses a week by an option."""
+    """Moves what an earlier training made into a folder of its own: nobody loses a week by a command."""
     made = [run_dir / name for name in MADE if (run_dir / name).exists()]
     if not made:
         return
@@ -242,6 +247,26 @@ def set_aside(run_dir: Path) -> None:
     for path in made:
         path.rename(aside / path.name)
     logger.warning("starting anew; the earlier training is now in %s", aside)
+
+
+def _has_results_alone(run: _Run) -> bool:
+    """Whether there are trained weights without a checkpoint, which somebody may have removed to save space."""
+    results = any((run.run_dir / name).exists() for name in ("best.weights.h5", "model.keras"))
+    return results and not run.checkpoint.store.paths()
+
+
+def _check_there(weights: str | Path | None) -> None:
+    """Refuses a file that is not there before anything is moved for its sake."""
+    if weights is not None and not Path(weights).is_file():
+        raise WeightsError(f"{weights}: there is no such weights file")
+
+
+def _where_now(weights: str | Path | None, run_dir: Path) -> str | Path | None:
+    """The path of weights, also if they are those of the training that `set_aside` has just moved."""
+    if weights is None or Path(weights).exists() or Path(weights).resolve().parent != run_dir.resolve():
+        return weights
+    moved = sorted(run_dir.glob(f"earlier-*/{Path(weights).name}"), key=lambda path: int(path.parent.name[8:]))
+    return moved[-1] if moved else weights
 
 
 def _clean(run_dir: Path) -> None:

@@ -2,6 +2,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,27 @@ def test_starting_anew_moves_the_earlier_training_aside(tmp_path, quick, caplog)
     assert f"starting anew; the earlier training is now in {tmp_path / 'earlier-1'}" in caplog.text
     train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0, resume=False)
     assert (tmp_path / "earlier-2").is_dir()
+
+
+def test_starting_anew_from_the_earlier_training_s_own_weights(tmp_path, quick):
+    first = train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    arguments = {"run_dir": tmp_path, "batch_size": 2, "verbose": 0, "resume": False}
+    with pytest.raises(WeightsError, match="there is no such weights file"):
+        train(quick_config(), data(), initial_weights=tmp_path / "modle.keras", **arguments)
+    assert not (tmp_path / "earlier-1").exists()  # nothing is moved for a slip of the pen
+    first.model.save_weights(tmp_path / "best.weights.h5")
+    started = train(quick_config(), data(), initial_weights=tmp_path / "best.weights.h5", **arguments)
+    assert (tmp_path / "earlier-1" / "best.weights.h5").exists() and not (tmp_path / "best.weights.h5").exists()
+    assert started.history["loss"][0] < first.history["loss"][0]
+
+
+def test_results_without_checkpoints_are_not_trained_over(tmp_path, quick, caplog):
+    train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {name: (tmp_path / name).read_bytes() for name in ("model.keras", "log.csv", "steps.jsonl")}
+    again = train(quick_config(), data(), run_dir=tmp_path, batch_size=2, verbose=0)
+    assert again.resumed_from == 0 and "starting anew; the earlier training is now in" in caplog.text
+    assert {name: (tmp_path / "earlier-1" / name).read_bytes() for name in before} == before
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path, quick):
