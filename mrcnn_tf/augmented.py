@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from mrcnn_tf import untrained
 from mrcnn_tf.config import Config, ConfigError, InputConfig
-from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.images import check_images, load_image
 from mrcnn_tf.data.transforms import flip_boxes, mirrored_keypoints, prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.geometry.keypoints import decode_heatmaps
@@ -89,9 +89,11 @@ def predict_augmented(
     Raises:
         ConfigError: see `Augmentation`.
         DataError: a file that is missing or no image, or an array of another number of channels.
+        TypeError: one path or one image in place of a list.
     """
     augmentation = Augmentation(tuple(shorter_edges), flip)
     channels, names = model.config.input.channels, model.config.class_names
+    check_images(images, channels)
     found = [detect_augmented(model, load_image(image, channels), augmentation, names) for image in images]
     return found if score_threshold is None else [detections.filter(score_threshold) for detections in found]
 

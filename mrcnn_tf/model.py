@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from mrcnn_tf import losses, untrained
 from mrcnn_tf.config import Config
-from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.images import check_images, load_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
@@ -199,7 +199,9 @@ class MaskRCNN(keras.Model):
 
         Raises:
             DataError: a file that is missing or no image, or an array of another number of channels.
+            TypeError: one path or one image in place of a list.
         """
+        check_images(images, self.config.input.channels)
         infer = inference_function(self)
         results: list[Detections] = []
         for start in range(0, len(images), batch_size):

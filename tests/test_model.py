@@ -172,6 +172,8 @@ def test_predict_images_of_several_sizes_and_kinds(model):
         assert result.masks.shape == (len(result), height, width)
     assert all((result.scores >= 0.4).all() for result in model.predict_images(images, score_threshold=0.4))
     assert model.predict_images([]) == []
+    with pytest.raises(TypeError, match=r"array \[50, 70, 3\]; for one image give \[image\]"):
+        model.predict_images(np.zeros((50, 70, 3), np.uint8))
 
 
 def test_a_saved_model_answers_the_same(model, tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -114,6 +115,19 @@ def load_image(source, channels: int = 3, size: tuple[int, int] | None = None, r
         )
         raise DataError(message, "image of another size")
     return image
+
+
+def check_images(images: Sequence, channels: int) -> None:
+    """Refuses one image where several are expected: its path would be taken letter by letter, its array row by row.
+
+    Raises:
+        TypeError: a path, or an array that can only be one image.
+    """
+    shape = images.shape if isinstance(images, np.ndarray) else ()
+    is_one = len(shape) == 2 or (len(shape) == 3 and shape[2] in (*FILE_CHANNELS, channels))
+    if is_one or isinstance(images, (str, bytes, os.PathLike)):
+        what = f"an array {list(shape)}" if shape else repr(images)
+        raise TypeError(f"images should be a list of paths or arrays, not {what}; for one image give [image]")
 
 
 def _load_file(path: str, name: str, channels: int, size: tuple[int, int] | None) -> np.ndarray:

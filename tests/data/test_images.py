@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mrcnn_tf.data import DataError, decode_image, load_image
+from mrcnn_tf.data.images import check_images
 
 RNG = np.random.default_rng(1)
 RGB = RNG.integers(0, 256, (13, 17, 3), np.uint8)
@@ -219,3 +221,14 @@ def test_files_with_many_channels_need_npy(tmp_path):
     path.write_bytes(encoded(RGB))
     with pytest.raises(DataError, match=r"use \.npy"):
         load_image(path, 6)
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", Path("photo.jpg"), RGB, GREY, np.dstack([RGB, GREY])])
+def test_one_image_is_no_list_of_images(images):
+    with pytest.raises(TypeError, match=r"for one image give \[image\]"):
+        check_images(images, 3)
+
+
+def test_lists_of_images():
+    for images in (["photo.jpg"], (RGB, GREY), [], np.stack([RGB, RGB]), np.stack([GREY, GREY])):
+        check_images(images, 3)
