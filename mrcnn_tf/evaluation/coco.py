@@ -78,9 +78,14 @@ class Evaluation:
             path: the file.
             kind: "box", "mask" or "keypoints" writes what the server wants for that task alone, in which pycocotools
                 takes a detection's area from its mask or keypoints as `metrics` does; None writes everything.
+
+        Raises:
+            ValueError: an unknown kind, or one that the results do not have.
         """
         if kind is not None:
             (kind,) = _check_kinds(kind)
+            if not all(FIELDS[kind] in item for item in self.results):
+                raise ValueError(f"kind = {kind!r}: the results have no {FIELDS[kind]}")
         kept = ("image_id", "category_id", FIELDS.get(kind, ""), "score")
         records = [{name: item[name] for name in kept} for item in self.results] if kind else self.results
         _write_json(records, path)
@@ -174,11 +179,20 @@ def load_results(source: str | os.PathLike | list[dict], dataset: Any) -> dict[i
         dataset: the data set that the records are about.
 
     Raises:
-        ValueError: no list of records, an image or category that the data set does not have, an RLE of another size.
+        ValueError: no list of records, an image or category that the data set does not have, a record or mask that
+            cannot be used; the message names the file, the image and the record.
     """
-    if not isinstance(source, list):
-        with open(source) as handle:
-            source = json.load(handle)
+    if isinstance(source, list):
+        return _load_records(source, dataset)
+    try:
+        with open(source, encoding="utf-8") as handle:
+            records = json.load(handle)
+        return _load_records(records, dataset)
+    except ValueError as error:  # json's errors are such
+        raise ValueError(f"{os.fspath(source)}: {error}") from error
+
+
+def _load_records(source: Any, dataset: Any) -> dict[int, Detections]:
     if not isinstance(source, list) or not all(isinstance(item, dict) and "image_id" in item for item in source):
         raise ValueError("COCO's results format is a list of records with an image_id each")
     image_ids = [int(image_id) for image_id in dataset.image_ids]

@@ -220,6 +220,15 @@ def test_results_are_saved_loaded_and_measured_alike(tmp_path, capsys):
         load_results([{**records[0], "category_id": 3}], scene)
     with pytest.raises(ValueError, match="list of records"):
         load_results([1], scene)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="results.json: Expecting property"):
+        load_results(path, scene)
+    path.write_text(json.dumps([{**records[0], "score": None}]))
+    with pytest.raises(ValueError, match="results.json: image 1: record 0: 'score' should be a number"):
+        load_results(path, scene)
+    boxes = evaluate_coco(scene, {1: rectangles([A], [1], [0.9], with_masks=False)})
+    with pytest.raises(ValueError, match="kind = 'mask': the results have no segmentation"):
+        boxes.save_results(path, kind="mask")
 
 
 def test_the_table():
