@@ -22,14 +22,13 @@ from mrcnn_tf import untrained
 from mrcnn_tf.atomic import write_atomically
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.weights import compare
-from mrcnn_tf.weights.report import WeightsError
+from mrcnn_tf.weights.report import WeightsError, reading
 
 logger = logging.getLogger("mrcnn_tf")
 
 FORMAT, FORMAT_VERSION = "mrcnn_tf", 1
 ENDINGS = (".weights.h5", ".keras")
 CLASS_LAYER = "box_classes"  # its bias has one entry per class and one for the background
-UNREADABLE = (OSError, zipfile.BadZipFile, KeyError, json.JSONDecodeError)
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,24 @@ def load_weights(model: Any, path: str | Path) -> None:
     if header is not None:
         _load_own(model, path, header)
         return
-    try:
+    with reading(path):
         stored = _keras_shapes(path)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
     _check_keras_shapes(model, stored, path)
     # Keras would load the optimiser as well: its momenta, and the step from which a schedule goes on.
     optimizer, model.optimizer = getattr(model, "optimizer", None), None
     try:
-        model.load_weights(path)
-    except ValueError as error:
-        raise WeightsError(f"{path} does not fit the model: {error}") from error
+        with reading(path):
+            _load_keras(model, path)
     finally:
         model.optimizer = optimizer
     untrained.mark(model, _keras_mark(path))
+
+
+def _load_keras(model: Any, path: Path) -> None:
+    try:
+        model.load_weights(path)
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit the model: {error}") from error
 
 
 def read_header(path: str | Path) -> Header | None:
@@ -120,22 +123,19 @@ def read_header(path: str | Path) -> Header | None:
         raise WeightsError(f"{path}: weights of a whole model are read from .weights.h5 and .keras files")
     if path.suffix == ".keras":
         return None
-    try:
-        with h5py.File(path) as file:
-            values = dict(file.attrs)
-            if values.get("format") != FORMAT:
-                return None
-            version = int(values["format_version"])
-            if version > FORMAT_VERSION:
-                raise WeightsError(
-                    f"{path}: format {version}, written by mrcnn_tf {values.get('package_version', '')}, is newer than "
-                    f"this mrcnn_tf, which reads up to {FORMAT_VERSION}; update the package (pip install -U mrcnn_tf)"
-                )
-            config, problem = _read_config(values["config"])
-            anew = tuple(json.loads(values["anew_layers"]))
-            return Header(config, problem, anew, str(values["package_version"]))
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    with reading(path), h5py.File(path) as file:
+        values = dict(file.attrs)
+        if values.get("format") != FORMAT:
+            return None
+        version = int(values["format_version"])
+        if version > FORMAT_VERSION:
+            raise WeightsError(
+                f"{path}: format {version}, written by mrcnn_tf {values.get('package_version', '')}, is newer than "
+                f"this mrcnn_tf, which reads up to {FORMAT_VERSION}; update the package (pip install -U mrcnn_tf)"
+            )
+        config, problem = _read_config(values["config"])
+        anew = tuple(json.loads(values["anew_layers"]))
+        return Header(config, problem, anew, str(values["package_version"]))
 
 
 def is_own(path: str | Path) -> bool:
@@ -143,7 +143,7 @@ def is_own(path: str | Path) -> bool:
     try:
         with h5py.File(path) as file:
             return file.attrs.get("format") == FORMAT
-    except OSError:
+    except Exception:  # no .h5 file, or a damaged one
         return False
 
 
@@ -154,23 +154,16 @@ def _read_config(text: str) -> tuple[Config | None, str]:
         return None, str(error)
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{path}: cannot be read ({error}); the file may be cut short")
-
-
 # === The own format ===
 
 
 def _load_own(model: Any, path: Path, header: Header) -> None:
     weights = {weight.path: weight for weight in model.weights}
-    try:
-        with h5py.File(path) as file:
-            stored = _own_shapes(file)
-            _check_own(model, weights, stored, header, path)
-            for name, weight in weights.items():
-                weight.assign(file[name][()])
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    with reading(path), h5py.File(path) as file:
+        stored = _own_shapes(file)
+        _check_own(model, weights, stored, header, path)
+        for name, weight in weights.items():
+            weight.assign(file[name][()])
     _tell_other_conventions(getattr(model, "config", None), header.config, path)
     untrained.mark(model, header.anew_layers)
 
@@ -273,5 +266,5 @@ def _keras_mark(path: Path) -> tuple[str, ...]:
     """The layers that a `.keras` file's model had started anew."""
     if path.suffix != ".keras":
         return ()
-    with zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         return tuple(json.loads(archive.read("config.json"))["config"].get("anew_layers", ()))

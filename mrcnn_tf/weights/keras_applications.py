@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mrcnn_tf.weights.report import WeightsError, WeightsReport
+from mrcnn_tf.weights.report import WeightsError, WeightsReport, reading
 
 LAYER = re.compile(r"(stem)|res(?P<stage>[2-5])_block(?P<block>\d+)_(?P<part>conv[123]|shortcut)")
 NORM_TENSORS = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -127,17 +127,19 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such weights file")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path) as archive:
-                raw = {name: archive[name] for name in archive.files}
-        elif path.suffix in (".h5", ".hdf5"):
-            raw = _read_h5(path)
-        else:
-            raise WeightsError(f"{path}: backbone weights are read from .npz and .h5 files")
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); the file may be cut short") from error
+    if path.suffix not in (".npz", ".h5", ".hdf5"):
+        raise WeightsError(f"{path}: backbone weights are read from .npz and .h5 files")
+    raw = read_npz(path) if path.suffix == ".npz" else _read_h5(path)
     return {modern_name(name): value for name, value in raw.items()}
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz` file by their names; raises `WeightsError` for a damaged file or one of another kind."""
+    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle
+        raise WeightsError(f"{path}: cannot be read (it is no .npz file); the file may be cut short")
+    with reading(path), np.load(path) as archive:
+        found = {name: archive[name] for name in archive.files}
+        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
@@ -146,15 +148,17 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
     def visit(name, item):
         if not isinstance(item, h5py.Dataset):
             return
-        parts = name.split("/")
-        if parts[-2] == "vars":  # Keras 3: layers/<class>_<n>/vars/<k>, the layer's name is an attribute
+        parts = ["", *name.split("/")]
+        if parts[-2] == "vars" and parts[-1].isdecimal():
+            # Keras 3: layers/<class>_<n>/vars/<k>, the layer's name is an attribute
             layer = str(item.parent.attrs.get("name", parts[-3]))
             order = NORM_TENSORS if layer.endswith("bn") else ("kernel", "bias")
             parts = [layer, order[int(parts[-1])] if int(parts[-1]) < len(order) else parts[-1]]
         tensors[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = item[()]
 
-    with h5py.File(path) as file:
-        file.get("model_weights", file).visititems(visit)
+    with reading(path), h5py.File(path) as file:
+        whole = file.get("model_weights", file)
+        (whole if isinstance(whole, h5py.Group) else file).visititems(visit)
     return tensors
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mrcnn_tf.weights.report import WeightsError
+from mrcnn_tf.weights.report import WeightsError, reading
 
 LAYER = re.compile(
     r"conv1|bn_conv1|(res|bn)[2-5][a-z]_branch(1|2[abc])|fpn_(c[2-5])?p[2-5]|rpn_(conv_shared|class_raw|bbox_pred)"
@@ -43,11 +43,9 @@ def read_matterport(path: str | Path) -> dict[str, np.ndarray]:
                 raise WeightsError(f"{path}: has {plain} twice, the second time as {name}")
             tensors[plain] = item[()]
 
-    try:
-        with h5py.File(path) as file:
-            file.get("model_weights", file).visititems(visit)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); the file may be cut short, or no .h5 file") from error
+    with reading(path, "the file may be cut short, or no .h5 file"), h5py.File(path) as file:
+        whole = file.get("model_weights", file)
+        (whole if isinstance(whole, h5py.Group) else file).visititems(visit)
     if not any(LAYER.fullmatch(name.split("/")[0]) for name in tensors):
         raise WeightsError(f"{path}: none of the {len(tensors)} tensors in it belongs to Matterport's Mask_RCNN")
     return tensors

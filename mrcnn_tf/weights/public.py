@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from mrcnn_tf.config import Config
 from mrcnn_tf.weights import compare, detectron2, torchvision, zoo
 from mrcnn_tf.weights.assign import assign
 from mrcnn_tf.weights.guess import BACKBONE_CONVENTIONS, guess
-from mrcnn_tf.weights.report import WeightsError
+from mrcnn_tf.weights.keras_applications import read_npz
+from mrcnn_tf.weights.report import WeightsError, reading
 from mrcnn_tf.weights.sources import read_tensors
 
 logger = logging.getLogger("mrcnn_tf")
@@ -94,8 +94,7 @@ def read_public(path: str | Path, preset_name: str = "") -> PublicFile:
 def _read(path: Path, source: str) -> dict[str, np.ndarray]:
     if path.suffix != ".npz" or source == "keras":
         return read_tensors(path, source)
-    with np.load(path) as archive:  # any source's tensors, as someone else took them out of their file
-        return {name: archive[name] for name in archive.files}
+    return read_npz(path)  # any source's tensors, as someone else took them out of their file
 
 
 def guess_source(path: Path, preset_name: str = "") -> str:
@@ -112,13 +111,9 @@ def guess_source(path: Path, preset_name: str = "") -> str:
 
 
 def _names_in(path: Path) -> list[str]:
+    if path.suffix == ".npz":
+        return list(read_npz(path))
     names: list[str] = []
-    try:
-        if path.suffix == ".npz":
-            with np.load(path) as archive:
-                return list(archive.files)
-        with h5py.File(path) as file:
-            file.visit(names.append)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); the file may be cut short") from error
+    with reading(path), h5py.File(path) as file:
+        file.visit(lambda name: names.append(str(name)))  # bytes where they are no text
     return names

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 logger = logging.getLogger("mrcnn_tf")
 
@@ -13,6 +15,18 @@ LISTED = 40  # names of one kind that a summary shows
 
 class WeightsError(ValueError):
     """A weights file that cannot be read, or that does not fit the model."""
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, hint: str = "the file may be cut short") -> Iterator[None]:
+    """Tells what reading a damaged file, or one of another kind, raises as a `WeightsError` that names the file."""
+    try:
+        yield
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # h5py and zipfile raise a dozen classes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightsError(f"{path}: cannot be read ({reason}); {hint}") from error
 
 
 @dataclass
