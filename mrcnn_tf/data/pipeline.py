@@ -142,6 +142,8 @@ def training_batches(
     check_proposals(dataset, config)
     if "keypoints" in config.branches and not dataset.keypoint_names:
         logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
+    if "mask" in config.branches and not dataset.has_masks:
+        logger.warning("%s has no masks: the model's mask branch learns rectangles, the objects' boxes", dataset.name)
     plan = plan or BatchPlan(
         dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty, not config.data.crop
     )

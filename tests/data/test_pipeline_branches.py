@@ -71,6 +71,16 @@ def test_masks_are_not_drawn_for_models_without_masks(monkeypatch):
     assert len(list(evaluation_batches(Posed(), keypoint_config(), 1))) == 2
 
 
+def test_a_data_set_without_masks(caplog):
+    boxes_alone = Posed()
+    boxes_alone.has_masks = False
+    training_batches(boxes_alone, keypoint_config(branches=()), 1)
+    training_batches(Posed(), keypoint_config(branches=("mask",)), 1)
+    assert not caplog.text
+    training_batches(boxes_alone, keypoint_config(branches=("mask",)), 1)
+    assert "posed has no masks: the model's mask branch learns rectangles" in caplog.text
+
+
 def test_a_data_set_without_keypoints(caplog):
     (batch,) = training_batches(Posed(names=()), keypoint_config(), 2, steps=1)
     assert batch["keypoints"].shape == (2, 2, 3, 3) and not batch["keypoints"].numpy().any()
