@@ -140,10 +140,7 @@ def training_batches(
     """
     check_keypoints(dataset, config)
     check_proposals(dataset, config)
-    if "keypoints" in config.branches and not dataset.keypoint_names:
-        logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
-    if "mask" in config.branches and not dataset.has_masks:
-        logger.warning("%s has no masks: the model's mask branch learns rectangles, the objects' boxes", dataset.name)
+    _warn_of_branches(dataset, config)
     plan = plan or BatchPlan(
         dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty, not config.data.crop
     )
@@ -163,6 +160,23 @@ def training_batches(
     batches = part()
     batches.part = part
     return batches
+
+
+def _warn_of_branches(dataset: Dataset, config: Config) -> None:
+    """Tells what the branches would learn wrongly, or not at all, from a data set."""
+    if "mask" in config.branches and not dataset.has_masks:
+        logger.warning("%s has no masks: the model's mask branch learns rectangles, the objects' boxes", dataset.name)
+    if "keypoints" not in config.branches:
+        return
+    names = config.keypoint_head.names
+    if not dataset.keypoint_names:
+        logger.warning("%s has no keypoints: the model's keypoint branch learns nothing from it", dataset.name)
+    elif config.data.flip and len(names) > 1 and (mirrored_keypoints(names) == np.arange(len(names))).all():
+        logger.warning(
+            "none of the keypoints %s has a name with left or right: in mirrored images each stays what it is; if that "
+            "is wrong for these objects, name the sides or set data.flip=False",
+            ", ".join(names),
+        )
 
 
 def evaluation_batches(dataset: Dataset, config: Config, batch_size: int = 1) -> tf.data.Dataset:

@@ -81,6 +81,15 @@ def test_a_data_set_without_masks(caplog):
     assert "posed has no masks: the model's mask branch learns rectangles" in caplog.text
 
 
+def test_keypoints_without_sides_in_mirrored_images(caplog):
+    unnamed = ("keypoint 1", "keypoint 2", "keypoint 3")
+    training_batches(Posed(), keypoint_config(), 1)
+    training_batches(Posed(unnamed), keypoint_config(unnamed, data__flip=False), 1)
+    assert not caplog.text
+    training_batches(Posed(unnamed), keypoint_config(unnamed), 1)
+    assert "none of the keypoints keypoint 1, keypoint 2, keypoint 3 has a name with left or right" in caplog.text
+
+
 def test_a_data_set_without_keypoints(caplog):
     (batch,) = training_batches(Posed(names=()), keypoint_config(), 2, steps=1)
     assert batch["keypoints"].shape == (2, 2, 3, 3) and not batch["keypoints"].numpy().any()
