@@ -18,7 +18,7 @@ from mrcnn_tf.data.images import load_image
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.evaluation.coco import Evaluation, evaluate_coco, kinds_of
-from mrcnn_tf.evaluation.detect import detect
+from mrcnn_tf.evaluation.detect import detect, detected_part
 from mrcnn_tf.skeletons import Skeleton
 
 
@@ -41,7 +41,7 @@ def evaluation_report(
 
     Args:
         model: a `MaskRCNN`.
-        dataset: of the model's classes.
+        dataset: of the model's classes. Images that cannot be read, where it skips such, are not measured either.
         max_detections: detections an image that count, and COCO's largest limit; None takes the model's
             `config.detections.max_per_image`.
         batch_size: images at once.
@@ -59,7 +59,7 @@ def evaluation_report(
     found = detect(model, dataset, batch_size=batch_size, progress=progress, augmentation=augmentation)
     limit = max_detections or model.config.detections.max_per_image
     kinds = kinds_of(model.config, dataset)
-    evaluation = evaluate_coco(dataset, found, max_detections=limit, kinds=kinds)
+    evaluation = evaluate_coco(detected_part(dataset, found), found, max_detections=limit, kinds=kinds)
     evaluation.save(folder / "evaluation.json")
     evaluation.save_results(folder / "results.json")
     if "keypoints" in kinds:

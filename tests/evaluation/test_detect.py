@@ -12,7 +12,8 @@ from mrcnn_tf.config import Config
 from mrcnn_tf.data.errors import DataError
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.evaluation.coco import evaluate_coco
-from mrcnn_tf.evaluation.detect import detect
+from mrcnn_tf.evaluation.detect import detect, detected_part
+from mrcnn_tf.reporting import evaluation_report
 
 SIZES = [(40, 60), (64, 48), (50, 50)]
 IMAGE_IDS = [7, 3, 12]
@@ -119,3 +120,12 @@ def test_an_unreadable_image_is_named_or_skipped():
     dataset.skip_bad = True
     assert list(detect(Knowing(), dataset, progress=False)) == [7, 12]
     assert dataset.problems.total == 1
+
+
+def test_objects_of_an_unreadable_image_are_not_missed(tmp_path):
+    dataset = Squares(missing=1)
+    assert detected_part(dataset, {7: None, 3: None, 12: None}) is dataset
+    dataset.skip_bad = True
+    report = evaluation_report(Knowing(), dataset, tmp_path, progress=False)
+    assert report.image_count == report.object_count == 2
+    assert report.metrics["box/AP"] == report.metrics["box/AR1"] == pytest.approx(1.0)
