@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mrcnn_tf.config_stages import (
@@ -192,6 +193,16 @@ class Config:
         except json.JSONDecodeError as error:
             raise ConfigError(f"the configuration is not valid json: {error}") from error
         return cls.from_dict(values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Config:
+        """What a config.json holds; raises `ConfigError`, which names the file, where it is none, and `OSError`."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: is no configuration, which would be json") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def replace(self, **values: Any) -> Config:
         """A copy with some fields changed.

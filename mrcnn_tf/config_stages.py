@@ -175,7 +175,8 @@ class RPNConfig:
             check(getattr(self, name) >= 1, self, name, "at least 1")
         check(0 < self.positive_fraction <= 1, self, "positive_fraction", "in (0, 1]")
         check(0 < self.nms_iou <= 1, self, "nms_iou", "in (0, 1]")
-        check(self.box_loss_beta >= 0 and self.min_size >= 0, self, "box_loss_beta", "not negative")
+        for name in ("box_loss_beta", "min_size"):
+            check(getattr(self, name) >= 0, self, name, "not negative")
 
 
 @dataclass(frozen=True)

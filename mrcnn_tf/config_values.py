@@ -24,7 +24,7 @@ def merge(target: dict, path: list[str], value: Any, full_name: str) -> None:
     Raises:
         ConfigError: an unknown name, with the nearest known one.
     """
-    head, rest = path[0], path[1:]
+    head, rest = str(path[0]), path[1:]
     if head not in target:
         raise ConfigError(f"unknown option '{full_name}'{_nearest(head, target)}")
     if rest:
@@ -52,7 +52,7 @@ def build(cls, values: dict, prefix: str):
         ConfigError: an unknown field, named with its `prefix`, or a value of the wrong type.
     """
     if not isinstance(values, dict):
-        raise ConfigError(f"'{prefix or 'config'}' should be a dictionary, got {values!r}")
+        raise ConfigError(f"'{prefix or 'config'}' should be a dictionary, got {repr(values)[:60]}")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:

@@ -95,7 +95,10 @@ def load(
         WeightsError: nothing to load there, a file that cannot be had, cannot be read or does not fit (what differs).
         ConfigError: a change that is unknown, or arguments that do not go together.
     """
-    classes = _Classes(num_classes, None if class_names is None else tuple(class_names), class_map)
+    if class_map is not None and not isinstance(class_map, Mapping):
+        raise ConfigError(f"class_map = {class_map!r}: should be a dictionary, {{class of the model: class there}}")
+    names = (class_names,) if isinstance(class_names, str) else class_names  # not one class for each letter
+    classes = _Classes(num_classes, None if names is None else tuple(names), class_map)
     if _is_preset(name_or_path, weights):
         return _of_preset(str(name_or_path), weights, classes, changes)
     if weights is not None:
@@ -215,7 +218,7 @@ def _own(path: Path) -> _Found | None:
     if header is not None:
         config = header.config
     elif config_path.is_file():
-        config = Config.from_json(config_path.read_text(encoding="utf-8"))
+        config = Config.from_file(config_path)
     else:
         config = None
     return _Found(config, lambda model: load_weights(model, path))

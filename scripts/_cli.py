@@ -43,7 +43,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """`["input.shorter_edge=640,800", "backbone.norm=group"]` as {"input.shorter_edge": (640, 800), ...}.
 
-    Values are read as json, then as Python literals; what is neither is a string.
+    Values are read as json, then as Python literals; what is neither is a string, or several with commas between.
 
     Raises:
         UsageError: an argument without "=".
@@ -55,6 +55,33 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"'{text}' is not understood; a value of the configuration is section.field=value")
         values[name] = _parse_value(value)
     return values
+
+
+def load(model: str, overrides: dict[str, Any]) -> Any:
+    """The model of a training's folder or a file, with values of its configuration changed.
+
+    Raises:
+        UsageError: a name that is none of the configuration.
+        ConfigError, WeightsError: see `mrcnn_tf.load`.
+    """
+    import mrcnn_tf
+
+    for name in ("name_or_path", "weights", "class_map"):  # other arguments of that function
+        if name in overrides:
+            raise UsageError(f"unknown option '{name}'; a value of the configuration is section.field=value")
+    return mrcnn_tf.load(model, **overrides)
+
+
+def check_least(least: int, arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses numbers below `least` in the arguments of these names; None stands for no number.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: should be at least {least}")
 
 
 def add_augmentation(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +116,8 @@ def _parse_value(text: str) -> Any:
         pass
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    except (ValueError, SyntaxError, TypeError):  # TypeError: of a dictionary whose names are lists
+        return text.split(",") if "," in text and not set(text) & set("[](){}\"'") else text
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -49,9 +49,13 @@ def main() -> int:
     overrides = _cli.parse_overrides(arguments.overrides)
     if sum(given is not None for given in (arguments.data, arguments.shapes, arguments.cityscapes)) != 1:
         raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N, or --cityscapes DIR")
+    if arguments.images is not None and arguments.data is None:
+        raise _cli.UsageError("--images is the folder of the images of --data JSON; leave it out")
+    _cli.check_least(1, arguments, "shapes", "batch_size", "max_detections")
+    _cli.check_least(0, arguments, "pictures")
     import mrcnn_tf
 
-    model = mrcnn_tf.load(arguments.model, **overrides)
+    model = _cli.load(arguments.model, overrides)
     names = model.config.class_names
     if arguments.shapes is not None:
         dataset = mrcnn_tf.shapes(arguments.shapes, seed=1)
@@ -62,6 +66,9 @@ def main() -> int:
     if len(dataset.class_names) != model.config.num_classes:
         known = model.config.num_classes
         raise _cli.UsageError(f"the model knows {known} classes, {dataset.name} has {len(dataset.class_names)}")
+    if names and tuple(dataset.class_names) != names:
+        theirs, ours = (", ".join(each) for each in (names, dataset.class_names))
+        raise _cli.UsageError(f"the model knows the classes {theirs}, {dataset.name} has {ours}")
     if arguments.proposals is not None:
         dataset = mrcnn_tf.with_proposals(dataset, arguments.proposals)
     source = Path(arguments.model)

@@ -39,7 +39,7 @@ def main() -> int:
     overrides = _cli.parse_overrides(arguments.overrides)
     import mrcnn_tf
 
-    model = mrcnn_tf.load(arguments.model, **overrides)
+    model = _cli.load(arguments.model, overrides)
     path = mrcnn_tf.export(model, arguments.path, paste_masks=arguments.paste_masks)
     _cli.made(savedmodel=path)
     print(HOW_TO_USE.format(path=path))

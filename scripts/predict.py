@@ -54,7 +54,7 @@ def main() -> int:
 
     # The network is asked for what is wanted, so that nothing is found in vain or hidden by its own threshold.
     overrides.setdefault("detections.score_threshold", min(arguments.score, 0.999))
-    model = mrcnn_tf.load(arguments.model, **overrides)
+    model = _cli.load(arguments.model, overrides)
     views = _cli.augmentation(arguments, model.config.input.shorter_edge[-1])
     predict = model.predict_images
     if views is not None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import _cli
 
@@ -35,9 +36,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = _cli.parse_overrides(arguments.overrides)
+    _cli.check_least(1, arguments, "batch_size")
+    if Path(arguments.output).is_dir():
+        raise _cli.UsageError(f"--output {arguments.output}: is a folder; name the file to write")
     import mrcnn_tf
 
-    model = mrcnn_tf.load(arguments.model, **overrides)
+    model = _cli.load(arguments.model, overrides)
     dataset = _cli.read_dataset(arguments.data, arguments.images, arguments.skip_bad, model.config.class_names)
     path = mrcnn_tf.save_proposals(model, dataset, arguments.output, arguments.batch_size)
     _cli.print_problems(dataset)

@@ -104,6 +104,7 @@ def main() -> int:
     if arguments.val_proposals is not None:
         val_set = mrcnn_tf.with_proposals(val_set, arguments.val_proposals)
     config = fit_to_data(config, train_set, overrides.get("branches", config.branches)).replace(**overrides)
+    check_with_config(arguments, config)
     result = mrcnn_tf.train(
         config,
         train_set,
@@ -146,13 +147,30 @@ def check(arguments: argparse.Namespace) -> None:
         raise _cli.UsageError(f"--shapes {arguments.shapes}: at least one image is needed")
     if arguments.shapes is not None and arguments.val:
         raise _cli.UsageError("--shapes draws its validation images itself; leave --val out")
+    if arguments.reinitialize and arguments.backbone_weights is None:
+        raise _cli.UsageError("--reinitialize is for stages that --backbone-weights FILE has weights for")
     if arguments.shapes is not None and arguments.classes:
         raise _cli.UsageError("--classes chooses categories of a json; --shapes has its own three")
     validated = any(given is not None for given in (arguments.val, arguments.shapes, arguments.cityscapes))
     if getattr(arguments, "val_proposals", None) is not None and not validated:
         raise _cli.UsageError("--val-proposals are those of validation images: --val JSON with --val-images DIR")
+    if getattr(arguments, "val_losses", False) and not validated:
+        raise _cli.UsageError("--val-losses are those of validation images: --val JSON with --val-images DIR")
+    if getattr(arguments, "weights", None) is not None and arguments.backbone_weights is not None:
+        raise _cli.UsageError("give either --weights, of a whole model, or --backbone-weights")
     if arguments.cityscapes is not None and (arguments.val or arguments.classes):
         raise _cli.UsageError("--cityscapes has its own validation images and classes; leave --val and --classes out")
+    for name in ("train", "val"):
+        if (getattr(arguments, name) is None) != (getattr(arguments, f"{name}_images") is None):
+            raise _cli.UsageError(f"--{name} JSON and --{name}-images DIR belong together")
+
+
+def check_with_config(arguments: argparse.Namespace, config) -> None:
+    """Refuses options that would have no effect with this configuration."""
+    if arguments.val_losses and not config.training.evaluate_every:
+        raise _cli.UsageError("--val-losses come with the evaluations: set training.evaluate_every=1, say")
+    if "rpn" in config.training.parts and (arguments.proposals or arguments.val_proposals):
+        raise _cli.UsageError("--proposals are for heads that are trained alone: set training.parts=heads")
 
 
 def base_config(arguments: argparse.Namespace):
@@ -160,7 +178,7 @@ def base_config(arguments: argparse.Namespace):
 
     if arguments.config is None:
         return mrcnn_tf.preset(arguments.preset or ("cityscapes" if arguments.cityscapes else "mask_rcnn_r50_fpn"))
-    return mrcnn_tf.Config.from_json(Path(arguments.config).read_text(encoding="utf-8"))
+    return mrcnn_tf.Config.from_file(arguments.config)
 
 
 def fit_to_data(config, train_set, branches):

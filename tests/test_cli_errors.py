@@ -118,6 +118,10 @@ def test_backbone_weights_that_cannot_be_read(name, tmp_path, capsys):
         ("training.steps=many", "training.steps = 'many'"),
         ("num_classes=5", "num_classes"),
         ("bare", "section.field=value"),
+        ("rpn.min_size=-1", "RPNConfig.min_size = -1"),
+        ("training={1: 2}", "training"),
+        ("data={[]: 1}", "'data' is a section"),
+        ("branches=mask,keypoint", "Config.branches = ('mask', 'keypoint')"),
     ],
 )
 def test_unknown_and_unfitting_values(option, named, tmp_path, capsys):
@@ -143,11 +147,59 @@ def test_unknown_preset(tmp_path, capsys):
         ("--train", "gone.json", "--train-images", "gone"),
         ("--shapes", 4, "--config", "gone.json"),
         ("--shapes", 4, "--devices", "x"),
+        ("--shapes", 4, "--train-images", "images"),
+        ("--train", "gone.json", "--train-images", "gone", "--val-images", "gone"),
+        ("--train", "gone.json", "--train-images", "gone", "--val-losses"),
+        ("--shapes", 4, "--preset", "shapes", "--val-losses"),  # whose evaluations are switched off
+        ("--shapes", 4, "--reinitialize", "res5"),
+        ("--shapes", 4, "--weights", "gone.keras", "--backbone-weights", "gone.h5"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, tmp_path, capsys):
     assert run_command("train", "--run-dir", tmp_path, *arguments) == 2
     assert len(one_error(capsys)) > len("error: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("binary.json", b"\xff\xfe\x00\x81", "no configuration"),
+        ("empty.json", b"", "not valid json"),
+        ("list.json", b"[1, 2]", "should be a dictionary"),
+        ("coco.json", b'{"images": [], "annotations": []}', "unknown option 'images'"),
+    ],
+)
+def test_a_configuration_that_is_none(name, content, named, tmp_path, capsys):
+    (tmp_path / name).write_bytes(content)
+    assert run_command("train", "--shapes", 4, "--run-dir", tmp_path, "--config", tmp_path / name) == 2
+    message = one_error(capsys)
+    assert str(tmp_path / name) in message and named in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--shapes", 0), "--shapes 0"),
+        (("--shapes", 4, "--batch-size", 0), "--batch-size 0"),
+        (("--shapes", 4, "--max-detections", 0), "--max-detections 0"),
+        (("--shapes", 4, "--pictures", -1), "--pictures -1"),
+        (("--shapes", 4, "--images", "folder"), "--images"),
+        (("--shapes", 4, "weights=coco"), "unknown option 'weights'"),
+        (("--shapes", 4, "class_names=cat,dog,cow"), "cat, dog, cow"),
+    ],
+)
+def test_evaluations_that_cannot_be(arguments, named, tmp_path, capsys):
+    MaskRCNN(preset("shapes", fpn__channels=16, rpn__channels=16)).save_weights(tmp_path / "m.weights.h5")
+    assert run_command("evaluate", tmp_path / "m.weights.h5", *arguments) == 2
+    assert named in one_error(capsys)
+
+
+@pytest.mark.parametrize("more", [("--batch-size", 0), ()])
+def test_proposals_that_cannot_be(more, tmp_path, capsys):
+    """No image at a time; a folder in the place of the file."""
+    arguments = ("gone.keras", "--data", "gone.json", "--images", "gone", "--output", tmp_path, *more)
+    assert run_command("save_proposals", *arguments) == 2
+    assert ("--batch-size 0" if more else "is a folder") in one_error(capsys)
 
 
 def test_no_such_option(tmp_path, capsys):

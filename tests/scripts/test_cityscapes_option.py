@@ -55,7 +55,7 @@ def test_train_takes_proposals_of_both_splits(root, tmp_path, given):
         box, score = np.array([[1, 2, 20, 30]], np.float32), np.ones(1, np.float32)
         write_proposals(tmp_path / f"{split}.h5", [(int(image_id), box, score) for image_id in images], split)
     files = ("--proposals", tmp_path / "train.h5", "--val-proposals", tmp_path / "val.h5")
-    run_command("train", "--cityscapes", root, "--run-dir", tmp_path / "run", *files)
+    run_command("train", "--cityscapes", root, "--run-dir", tmp_path / "run", *files, "training.parts=heads")
     _, train_set, val_set, _ = given["train"]
     assert (train_set.proposals.identity, val_set.proposals.identity) == ("train", "val")
     assert val_set.name == f"Cityscapes val ({root})" and val_set.image_ids.tolist() == ids["val"].tolist()

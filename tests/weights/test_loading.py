@@ -367,3 +367,10 @@ def test_a_folder_called_like_a_preset_is_a_folder(trained, tmp_path, monkeypatc
     (tmp_path / "shapes").mkdir()
     trained.save_weights(tmp_path / "shapes" / "best.weights.h5")
     assert_same(mrcnn_tf.load("shapes"), trained)
+
+
+def test_a_single_class_name_is_one_class():
+    model = mrcnn_tf.load("shapes", class_names="cell", **SMALL)
+    assert model.config.class_names == ("cell",) and model.config.num_classes == 1
+    with pytest.raises(ConfigError, match=r"class_map = \['cell'\]: should be a dictionary"):
+        mrcnn_tf.load("shapes", class_map=["cell"])
