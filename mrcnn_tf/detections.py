@@ -195,7 +195,7 @@ class Detections:
         return self.class_names.index(item) + 1
 
     def _like(self, chosen: np.ndarray, crops: Any, masks: Any, segmentations: Any) -> Detections:
-        return Detections(
+        made = Detections(
             self.boxes[chosen],
             self.classes[chosen],
             self.scores[chosen],
@@ -203,11 +203,13 @@ class Detections:
             self.image_size,
             None if crops is None else crops[chosen],
             None if masks is None else masks[chosen],
-            segmentations=None if segmentations is None else [segmentations[index] for index in chosen],
             mask_threshold=self.mask_threshold,
             paste=self.paste,
             keypoints=None if self.keypoints is None else self.keypoints[chosen],
         )
+        if segmentations is not None:  # checked and compressed they are already
+            made._segmentations = [segmentations[index] for index in chosen]
+        return made
 
     # --- From the network, from ground truth
 
