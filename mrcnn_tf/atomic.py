@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
@@ -16,13 +17,25 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    with naming(path):
+        try:
+            write(unfinished)
+            flush_to_disk(unfinished)
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` name the file: a full disk is told by what has been opened, without a name."""
     try:
-        write(unfinished)
-        flush_to_disk(unfinished)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
         raise
-    os.replace(unfinished, path)
 
 
 def flush_to_disk(path: Path) -> None:

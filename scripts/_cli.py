@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,9 @@ OVERRIDES = """values of the configuration:
   Any number of section.field=value, for example
     input.shorter_edge=640,800  detections.score_threshold=0.3  backbone.norm=group  data.flip=false
   Every field stands with its default in mrcnn_tf/config.py and in the config.json of a training's folder."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(ValueError):
@@ -159,7 +163,8 @@ def _status(error: Exception) -> int | None:
 
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        full = "; free some space, then give the same command again" * (error.errno in FULL)
+        return f"{error.filename}: {error.strerror}{full}" if error.filename else f"{error.strerror}{full}"
     return str(error)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.training.checkpoints import write_atomically
+from mrcnn_tf.atomic import naming, write_atomically
 from mrcnn_tf.training.progress import Progress
 
 logger = logging.getLogger("mrcnn_tf")
@@ -112,7 +112,7 @@ class StepLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         record = {"step": self.progress.step, **{name: float(f"{v:.7g}") for name, v in _numbers(logs).items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 

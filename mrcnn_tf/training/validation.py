@@ -36,7 +36,7 @@ class CocoEvaluation(keras.callbacks.Callback):
 
     Adds `val_box_AP`, `val_box_AP50` and, where they are measured, `val_mask_AP`, `val_keypoints_AP`, ... to the
     epoch's logs, so it comes before the callbacks that write logs. An evaluation that fails is logged, and the training
-    goes on.
+    goes on; what cannot be written ends it.
 
     Args:
         measure: gives an object with `metrics` {"box/AP": ..., "mask/AP50": ...} (an `Evaluation`) for a model.
@@ -61,12 +61,13 @@ class CocoEvaluation(keras.callbacks.Callback):
         try:
             evaluation = self.measure(self.model)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-            if hasattr(evaluation, "save"):
-                write_atomically(self.run_dir / "evaluation.json", evaluation.save)
-            self._keep_best(metrics)
         except Exception:  # whatever it is: hours of training are worth more than one evaluation
             logger.exception("the evaluation after epoch %d failed; the training goes on", epoch + 1)
             return
+        # A full disk ends the training: when it goes on, this evaluation is caught up on, and its weights are not lost.
+        if hasattr(evaluation, "save"):
+            write_atomically(self.run_dir / "evaluation.json", evaluation.save)
+        self._keep_best(metrics)
         measured = {
             f"val_{kind}_{name}": metrics[f"{kind}/{name}"]
             for kind in KINDS

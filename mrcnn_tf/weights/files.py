@@ -65,7 +65,9 @@ def save_weights(model: Any, path: str | Path) -> None:
         raise WeightsError(f"{path}: weights are saved under a name that ends in .weights.h5")
 
     def write(name: Path) -> None:
-        with h5py.File(name, "w") as file:
+        # In memory first: where HDF5 itself meets a full disk, it may take the process with it.
+        whole = io.BytesIO()
+        with h5py.File(whole, "w") as file:
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["package_version"] = __version__
@@ -74,6 +76,7 @@ def save_weights(model: Any, path: str | Path) -> None:
             file.attrs["anew_layers"] = json.dumps(getattr(model, "anew_layers", ()))
             for weight in model.weights:
                 file[weight.path] = weight.numpy()
+        name.write_bytes(whole.getbuffer())
 
     write_atomically(path, write)
 

@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from mrcnn_tf import presets
+from mrcnn_tf.atomic import write_atomically
 from tests.support.commands import ROOT
 
 SCRIPTS = (
@@ -75,3 +77,24 @@ def test_the_peak_of_memory_is_of_the_process_itself():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True)
     before, after = (int(text) for text in done.stdout.split())
     assert 0 < before < 100e6 < after < 200e6 < ours.nbytes
+
+
+def test_a_full_disk_is_told_with_the_remedy(cli, tmp_path, capsys):
+    def write():
+        def full(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write_atomically(tmp_path / "arrays.npz", full)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(write)
+    assert ended.value.code == 2
+    told = "No space left on device; free some space, then give the same command again"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'arrays.npz'}: {told}\n"
+
+
+def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write_atomically(tmp_path / "folder", lambda name: name.write_text("text"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 from types import SimpleNamespace
@@ -110,6 +111,20 @@ def test_a_failing_evaluation_is_logged_and_the_training_goes_on(tmp_path, caplo
     logs = ends(callback, progress, stand_in(tiny_config()))
     assert made == [4, 8, 12] and logs[1] == {"loss": 1.0} and logs[2]["val_mask_AP"] == 0.3
     assert "the evaluation after epoch 2 failed" in caplog.text and "out of memory" in caplog.text
+
+
+def test_best_weights_that_cannot_be_written_end_the_training(tmp_path, monkeypatch):
+    """Going on would lose them; the epoch's checkpoint knows that the evaluation is still to come."""
+    model = stand_in(tiny_config())
+    callback, progress, _ = evaluation(tmp_path, [0.2, 0.5, 0.3])
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model, "save_weights", full, raising=False)
+    with pytest.raises(OSError, match="No space left on device.*best.weights.h5"):
+        ends(callback, progress, model)
+    assert math.isnan(progress.best_ap)
 
 
 def test_an_undefined_ap_never_replaces_a_defined_one(tmp_path):

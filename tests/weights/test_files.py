@@ -138,6 +138,22 @@ def test_weights_that_fit_in_shape_alone_are_told(tmp_path, caplog):
     assert "the classes are b, a, c, but theirs are a, b, c" in caplog.text and "norm_epsilon" not in caplog.text
 
 
+def test_a_full_disk_is_told_by_name_and_leaves_the_file_that_was_there(tmp_path):
+    """HDF5 itself, which closes its file again and again, would take the process with it."""
+    resource = pytest.importorskip("resource", reason="limits of a process are told otherwise here")
+    path = tmp_path / "m.weights.h5"
+    save_weights(configured(seed=1), path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+        with pytest.raises(OSError) as caught:
+            save_weights(configured(seed=2), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     path = tmp_path / "m.weights.h5"
     source = configured(seed=1)
