@@ -151,6 +151,13 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (mrcnn_tf.DataError, mrcnn_tf.WeightsError, mrcnn_tf.ConfigError) as error:
+    except (
+        mrcnn_tf.DataError,
+        mrcnn_tf.WeightsError,
+        mrcnn_tf.ConfigError,
+        mrcnn_tf.CheckpointError,
+        mrcnn_tf.DistributionError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

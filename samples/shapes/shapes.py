@@ -84,4 +84,8 @@ def verdict(evaluation, minimum: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (mrcnn_tf.ConfigError, mrcnn_tf.CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

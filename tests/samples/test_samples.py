@@ -45,6 +45,24 @@ def test_samples_say_what_is_missing(tmp_path, capsys):
         assert lines[-1].startswith("error: ") and str(tmp_path) in lines[-1]
 
 
+@pytest.mark.parametrize("sample", ["shapes/shapes.py", "nucleus/nucleus.py"])
+def test_samples_tell_of_folders_that_cannot_be_used(sample, tmp_path, monkeypatch, capsys):
+    """With another training in it, or a file."""
+    data = write_coco(tmp_path / "train")
+    (tmp_path / "instances_train.json").write_bytes(data.read_bytes())
+    (tmp_path / "instances_val.json").write_bytes(data.read_bytes())
+    data.parent.joinpath("../val").symlink_to(data.parent)
+    arguments = [] if sample.startswith("shapes") else ["--data", tmp_path]
+    for error in (mrcnn_tf.CheckpointError("is of another training"), FileExistsError(17, "File exists", "runs")):
+
+        def train(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(mrcnn_tf, "train", train)
+        assert run_sample(sample, *arguments, "--run-dir", tmp_path / "run") == 2
+        assert capsys.readouterr().err.strip().endswith(f"error: {error}")
+
+
 @pytest.mark.parametrize(
     ("sample", "name"), [("coco/overfit.py", "instances"), ("keypoints/overfit.py", "person_keypoints")]
 )
