@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,14 +48,24 @@ class EpochLog(keras.callbacks.Callback):
 
     def rewind(self, step: int, pending_epoch: int | None = None) -> None:
         """Reads the file and forgets what comes after `step`, and the row of `pending_epoch` (from 0)."""
-        self.rows = []
+        again = None if pending_epoch is None else pending_epoch + 1
+        self.rows = [row for row in self._read() if row["step"] <= step and row["epoch"] != again]
         if self.path.is_file():
+            self._write()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows of the file; a file that somebody has made into something else is put aside."""
+        if not self.path.is_file():
+            return []
+        try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-            rows = [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
-            again = None if pending_epoch is None else pending_epoch + 1
-            self.rows = [row for row in rows if row["step"] <= step and row["epoch"] != again]
-            self._write()
+            return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            aside = self.path.with_name(f"{self.path.name}.unreadable")
+            os.replace(self.path, aside)
+            logger.warning("%s cannot be read (%r) and is kept as %s; a new one begins", self.path, error, aside.name)
+            return []
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "step": self.progress.step, **_numbers(logs)}
@@ -106,7 +117,9 @@ class StepLog(keras.callbacks.Callback):
         """Drops the lines after `step`, and a last one that was cut short."""
         if not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if 0 < _step_of(line) <= step]
+        # What a crash of the machine leaves at the end of a file may be anything at all.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if 0 < _step_of(line) <= step]
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(self.path, lambda name: name.write_text(text, encoding="utf-8"))
 

@@ -84,6 +84,27 @@ def test_step_log_has_a_line_per_step_and_survives_a_cut(tmp_path):
     StepLog(tmp_path / "none.jsonl", progress).rewind(4)
 
 
+@pytest.mark.parametrize(
+    "content", [b"epoch;step;loss\n1;4;0,5\n", b"epoch,step\n1,4,5,6\n", b"\xff\xfe", b"epoch,step\na,b\n"]
+)
+def test_a_table_that_another_program_has_saved_hinders_no_training(tmp_path, content, caplog):
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    log = EpochLog(path, Progress(8, 4, step=4))
+    log.rewind(4)
+    assert log.rows == [] and "is kept as log.csv.unreadable" in caplog.text
+    assert (tmp_path / "log.csv.unreadable").read_bytes() == content
+    log.on_epoch_end(1, {"loss": 0.5})
+    assert path.read_text().startswith("epoch,step,loss")
+
+
+def test_what_a_crash_of_the_machine_leaves_in_the_step_log_is_dropped(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n\x00\x00\xff\xfe{"st')
+    StepLog(path, Progress(8, 4)).rewind(4)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_tensorboard_files_need_no_tensorboard(tmp_path):
     code = """
         import sys
