@@ -93,12 +93,13 @@ def split_cpu(count: int) -> None:
 
 def _named(names: list[str]) -> tf.distribute.Strategy:
     known = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
-    unknown = [name for name in names if name.removeprefix("/device:") not in known]
+    names = [name.removeprefix("/device:") for name in names]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise DistributionError(f"no device {', '.join(unknown) or 'was named'}; there are {', '.join(known)}")
-    if len(names) == 1:
-        return tf.distribute.OneDeviceStrategy(names[0])
-    return _mirrored(*(name.removeprefix("/device:") for name in names))
+    if len(set(names)) < len(names):
+        raise DistributionError(f"devices = {', '.join(names)}: each device once")
+    return tf.distribute.OneDeviceStrategy(names[0]) if len(names) == 1 else _mirrored(*names)
 
 
 def global_batch_size(

@@ -64,7 +64,7 @@ def test_splitting_the_cpu_too_late_says_what_to_do():
         split_cpu(4096)
 
 
-@pytest.mark.parametrize("devices", [0, -1, ["GPU:77"], "CPU:0,XPU:1", []])
+@pytest.mark.parametrize("devices", [0, -1, ["GPU:77"], "CPU:0,XPU:1", [], "CPU:0,CPU:0"])
 def test_impossible_devices(devices):
     with pytest.raises(DistributionError):
         strategy(devices)
