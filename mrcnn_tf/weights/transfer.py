@@ -33,9 +33,10 @@ BRANCHES = {"mask_head": "mask", "keypoint_head": "keypoints"}  # by section of 
 def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Sets the weights of `target` to those of `source`, as far as the two models have the same layers.
 
-    With another number of classes the layers that depend on them stay as `target` drew them, save the rows of the
-    classes in `class_map`; so do the last layer of the keypoint branch with another number of keypoints, and all
-    layers of a branch that `source` has not. These are named in one warning and marked (see `mrcnn_tf.untrained`).
+    As many classes are taken to be the same ones in the same order; a warning tells of other names. With another number
+    of classes the layers that depend on them stay as `target` drew them, save the rows of the classes in `class_map`;
+    so do the last layer of the keypoint branch with another number of keypoints, and all layers of a branch that
+    `source` has not. These are named in one warning and marked (see `mrcnn_tf.untrained`).
 
     Args:
         source: a `MaskRCNN`.
@@ -59,6 +60,11 @@ def transfer(source: Any, target: Any, class_map: Mapping[str, str] | None = Non
     pairs = None if class_map is None else class_rows(then.class_names, now.class_names, class_map)
     if pairs is None and then.num_classes == now.num_classes:
         pairs = [(place, place) for place in range(now.num_classes)]
+        if then.class_names and now.class_names and then.class_names != now.class_names:
+            old, new = (
+                ", ".join(names[:8]) + ", ..." * (len(names) > 8) for names in (then.class_names, now.class_names)
+            )
+            logger.warning("the classes are %s, but those of the weights are %s: the same ones by place", new, old)
     values = {weight.path: weight for weight in source.weights}
     anew: set[str] = set()
     for weight in target.weights:

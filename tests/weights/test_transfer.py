@@ -45,8 +45,11 @@ def assert_equal(first, second, layer):
 
 
 def test_the_same_classes_take_everything(caplog):
-    source, target = built(1, "abc"), built(2, "xyz")
+    source, target = built(1, "abc"), built(2, "abc")
     assert transfer(source, target) == () and caplog.text == ""
+    target = built(2, "xyz")
+    assert transfer(source, target) == ()
+    assert "the classes are x, y, z, but those of the weights are a, b, c" in caplog.text
     for layer in ("box_fc1", "box_classes", "box_deltas", "mask_logits"):
         assert_equal(source, target, layer)
 
