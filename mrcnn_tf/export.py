@@ -30,6 +30,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.custom_gradient import forward_only
 from mrcnn_tf.data.images import FILE_CHANNELS, decode_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.geometry import masks as mask_ops
@@ -151,7 +152,9 @@ class _Server(tf.Module):
         # Zeros at the bottom and the right; the network pads on to a multiple of 32 by itself.
         batch = {"image": images.to_tensor(), "image_size": size}
         batch["image"].set_shape([None, None, None, settings.channels])
-        return self._to_original(self._model.it(batch, training=False), size, original_size)
+        with forward_only():
+            outputs = self._model.it(batch, training=False)
+        return self._to_original(outputs, size, original_size)
 
     def _to_original(self, outputs: dict, size: tf.Tensor, original_size: tf.Tensor) -> dict:
         """The network's outputs in pixels of the original images; what is not finite counts as no detection."""

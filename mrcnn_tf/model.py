@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from mrcnn_tf import losses, untrained
 from mrcnn_tf.config import Config
+from mrcnn_tf.custom_gradient import held_by_the_graph
 from mrcnn_tf.data.images import check_images, load_image
 from mrcnn_tf.data.transforms import prepare_image
 from mrcnn_tf.detections import Detections
@@ -136,6 +137,7 @@ class MaskRCNN(keras.Model):
     def metrics(self) -> list:
         return self._trackers
 
+    @held_by_the_graph()
     def train_step(self, data: dict) -> dict:
         """One batch, and at the end of each update's last one the update; the logs are averaged over an epoch by Keras.
 
@@ -153,6 +155,7 @@ class MaskRCNN(keras.Model):
         self.optimizer.apply(tape.gradient(total, variables), variables)
         return self._update_logs(shares, outputs)
 
+    @held_by_the_graph()
     def test_step(self, data: dict) -> dict:
         """The losses of a batch, with the same random samples at every evaluation."""
         outputs = self.training_graph(self._training_inputs(never_empty(data), 0), training=False)

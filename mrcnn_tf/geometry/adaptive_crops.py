@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from mrcnn_tf.custom_gradient import custom_gradient
+
 # Values that the samples of one chunk of boxes hold together: 256 MB.
 _CHUNK_VALUES = 2**26
 
@@ -42,7 +44,7 @@ def crop_adaptively(
     boxes = {name: tf.stop_gradient(value) for name, value in boxes.items()}
     channels = feature.shape[-1]
 
-    @tf.custom_gradient
+    @custom_gradient
     def crop(feature):
         shape = tf.shape(feature)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from mrcnn_tf.custom_gradient import custom_gradient
+
 
 def crop_and_average(
     feature: tf.Tensor, corners: tf.Tensor, image_index: tf.Tensor, size: int, samples: int
@@ -26,7 +28,7 @@ def crop_and_average(
     """
     corners = tf.stop_gradient(corners)
 
-    @tf.custom_gradient
+    @custom_gradient
     def crop(feature):
         grid = size * samples
         sampled = tf.image.crop_and_resize(feature, corners, image_index, [grid, grid])

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from mrcnn_tf.custom_gradient import custom_gradient
+
 BLOCK_CHANNELS = 32  # of 16, 32 and 64 the best on the whole, with AVX2 and AVX-512, with oneDNN and without
 
 
@@ -32,7 +34,7 @@ def grouped_conv2d(inputs: tf.Tensor, kernel: tf.Tensor, strides: int, padding: 
         return tf.nn.conv2d(inputs, kernel, strides, padding)
     groups = inputs.shape[-1] // kernel.shape[2]
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolve(inputs, kernel):
         def gradient(upstream):
             return _gradient(inputs, kernel, upstream, groups, strides, padding)

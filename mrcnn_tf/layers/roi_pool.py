@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mrcnn_tf.custom_gradient import custom_gradient
 from mrcnn_tf.geometry import crops
 from mrcnn_tf.layers.roi_align import RoIAlign, RoILayer
 
@@ -116,7 +117,7 @@ def _pool_bins(feature, rows, columns, image_index):
     bins = _flat_bins(rows, columns, image_index)
     shape = tf.concat([tf.shape(rows[0]), [rows[0].shape[1], tf.shape(feature)[3]]], axis=0)
 
-    @tf.custom_gradient
+    @custom_gradient
     def pool(feature):
         def gradient(upstream):
             # Found out here and not on the way forward: prediction has no use for where the maxima lie.

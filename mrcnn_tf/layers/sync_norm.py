@@ -8,6 +8,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from mrcnn_tf.custom_gradient import custom_gradient
+
 AXES = [0, 1, 2]
 
 
@@ -38,7 +40,7 @@ def synchronized_norm(
     Gradients pass through the inputs, not through the mean and the variance that are given back.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def normalize(inputs, gamma, beta):
         channels = inputs.shape[-1]
         count = tf.cast(tf.size(inputs) // channels, tf.float32)

@@ -135,7 +135,7 @@ def coco_measure(dataset, run_dir: str | Path, batch_size: int = 1, show: bool =
 
     def measure(model):
         from mrcnn_tf.evaluation.coco import evaluate_coco, kinds_of
-        from mrcnn_tf.evaluation.detect import detect
+        from mrcnn_tf.evaluation.detect import detect, detected_part
 
         detections = detect(model, dataset, batch_size=batch_size, progress=show)
         try:
@@ -145,6 +145,6 @@ def coco_measure(dataset, run_dir: str | Path, batch_size: int = 1, show: bool =
         except Exception:  # no picture is worth an evaluation
             logger.warning("the validation pictures could not be drawn", exc_info=True)
         limit, kinds = model.config.detections.max_per_image, kinds_of(model.config, dataset)
-        return evaluate_coco(dataset, detections, max_detections=limit, kinds=kinds)
+        return evaluate_coco(detected_part(dataset, detections), detections, max_detections=limit, kinds=kinds)
 
     return measure
