@@ -14,6 +14,7 @@ from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.evaluation.coco import evaluate_coco
 from mrcnn_tf.evaluation.detect import detect, detected_part
 from mrcnn_tf.reporting import evaluation_report
+from mrcnn_tf.training.validation import coco_measure
 
 SIZES = [(40, 60), (64, 48), (50, 50)]
 IMAGE_IDS = [7, 3, 12]
@@ -129,3 +130,5 @@ def test_objects_of_an_unreadable_image_are_not_missed(tmp_path):
     report = evaluation_report(Knowing(), dataset, tmp_path, progress=False)
     assert report.image_count == report.object_count == 2
     assert report.metrics["box/AP"] == report.metrics["box/AR1"] == pytest.approx(1.0)
+    during_training = coco_measure(dataset, tmp_path)(Knowing())
+    assert during_training.image_count == 2 and during_training.metrics["box/AP"] == pytest.approx(1.0)

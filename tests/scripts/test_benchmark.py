@@ -60,6 +60,7 @@ def test_a_training_step_of_every_branch(benchmark):
     assert report["seconds_per_step"] > 0 and report["positive_rois_per_image"] >= 1
 
 
+@pytest.mark.slow
 def test_the_report():
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--preset", "shapes", "--classes", "3"]
     command += ["--sizes", "64x96", "--batches", "2", "--repeats", "1"]
