@@ -38,7 +38,7 @@ def test_boxes_scores_and_losses_are_float32_and_features_are_not():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "mixed_float16")) for name in PRECISIONS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "mixed_bfloat16")) for name in PRECISIONS]
 )
 def test_a_short_training_in_each_precision(tmp_path, monkeypatch, name):
     """The loss falls; the file gives a float32 model whose answers are those of the weights; a run resumes.

@@ -263,7 +263,7 @@ def test_a_negative_number_is_refused():
         RoIAlign(7, -1)
 
 
-@pytest.mark.parametrize("name", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"])
 def test_a_model_learns_returns_and_is_exported(tmp_path, name):
     with precision(name):
         model = MaskRCNN(tiny_config(roi__samples=0, training__precision=name))

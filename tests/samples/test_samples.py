@@ -13,6 +13,7 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "evaluation.json").read_text())["metrics"]
 
 
+@pytest.mark.slow
 def test_shapes_in_a_few_steps(tmp_path, capsys):
     arguments = ["--run-dir", tmp_path / "run", "--steps", 2, "--images", 4]
     assert run_sample("shapes/shapes.py", *arguments) == 0

@@ -31,6 +31,7 @@ def train(data, folder, *more) -> int:
     return run_command("train", *arguments, *TINY, "detections.score_threshold=0.0", *more)
 
 
+@pytest.mark.slow
 def test_keypoints_from_training_to_export(data, tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert train(data, run_dir, "--classes", "dog", "--", "branches=keypoints", "keypoint_head.convs=[8]") == 0
