@@ -25,6 +25,7 @@ from mrcnn_tf.detections import Detections
 from mrcnn_tf.inference import inference_function
 from mrcnn_tf.optimizer import SGD, make_optimizer
 from mrcnn_tf.parts import freeze_others
+from mrcnn_tf.replicas import sum_over_replicas
 from mrcnn_tf.stages import Stages
 from mrcnn_tf.stepping import has_machines, never_empty, shared_out, step_function
 from mrcnn_tf.weights.files import is_own, load_weights, save_weights
@@ -168,7 +169,7 @@ class MaskRCNN(keras.Model):
         return {**{name: data[name] for name in self.batch_keys}, "seed": seed}
 
     def _update_logs(self, shares: dict, outputs: dict) -> dict:
-        values = {name: _sum_over_replicas(share) for name, share in shares.items()}
+        values = {name: sum_over_replicas(share) for name, share in shares.items()}
         logs = {"loss": tf.add_n(list(values.values())), **values}
         objects = tf.cast(outputs["gt_count"], tf.float32)
         logs["rpn_recall"] = _ratio(tf.reduce_sum(outputs["recall"] * objects), tf.reduce_sum(objects))
@@ -283,16 +284,9 @@ def loss_names(config: Config) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
 def _ratio(part: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
     """part / whole over all replicas; 0 where the whole is 0."""
-    return tf.math.divide_no_nan(_sum_over_replicas(part), _sum_over_replicas(whole))
+    return tf.math.divide_no_nan(sum_over_replicas(part), sum_over_replicas(whole))
 
 
 def _global_losses(outputs: dict, config: Config) -> dict:
@@ -303,7 +297,7 @@ def _global_losses(outputs: dict, config: Config) -> dict:
     if "heads" in config.training.parts:
         sums |= _head_losses(outputs, config)
     # A batch in which nothing counts (no object in any image) has losses of zero, not of 0 / 0.
-    return {name: total / tf.maximum(_sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
+    return {name: total / tf.maximum(sum_over_replicas(count), 1.0) for name, (total, count) in sums.items()}
 
 
 def _rpn_losses(outputs: dict, config: Config) -> dict:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import TrainingConfig
+from mrcnn_tf.replicas import sum_over_replicas
 from mrcnn_tf.schedules import WarmupStepDecay, scaled_learning_rate
 
 NOT_DECAYED = ("bias", "gamma", "beta")
@@ -121,7 +122,7 @@ class SGD(keras.optimizers.Optimizer):
             self.build(variables)
         self._check_variables_are_known(variables)
         grads, variables = self._filter_empty_gradients(list(grads), variables)
-        sums = [tf.convert_to_tensor(grad) for grad in _sum_over_replicas(list(grads))]
+        sums = [tf.convert_to_tensor(grad) for grad in sum_over_replicas(list(grads))]
         ends = None  # whether the update is made now; None stands for a plain yes
         if self.accumulate > 1:
             ends = tf.equal(tf.convert_to_tensor(self.micro_batches) + 1, self.accumulate)
@@ -209,13 +210,6 @@ class SGD(keras.optimizers.Optimizer):
             "loss_scale": self.loss_scale,
             "loss_scale_growth": self.loss_scale_growth,
         }
-
-
-def _sum_over_replicas(grads: list) -> list:
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return grads
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
 
 
 def make_optimizer(config: TrainingConfig, global_batch: int | None = None) -> SGD:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.custom_gradient import custom_gradient
+from mrcnn_tf.replicas import sum_over_replicas
 
 AXES = [0, 1, 2]
 
@@ -45,18 +46,18 @@ def synchronized_norm(
         channels = inputs.shape[-1]
         count = tf.cast(tf.size(inputs) // channels, tf.float32)
         # The number of values takes the place of one more channel: one exchange instead of two.
-        sums = _sum_over_replicas(tf.concat([tf.reduce_sum(inputs, AXES), [count]], axis=0))
+        sums = sum_over_replicas(tf.concat([tf.reduce_sum(inputs, AXES), [count]], axis=0))
         total = sums[-1]
         mean = sums[:-1] / total
         distances = inputs - mean
-        variance = _sum_over_replicas(tf.reduce_sum(tf.square(distances), AXES)) / total
+        variance = sum_over_replicas(tf.reduce_sum(tf.square(distances), AXES)) / total
         inverse = tf.math.rsqrt(variance + epsilon)
 
         def gradient(upstream, *of_statistics):
             """(Ioffe and Szegedy 2015), with the sums taken over the replicas."""
             of_gamma = tf.reduce_sum(upstream * distances, AXES) * inverse
             of_beta = tf.reduce_sum(upstream, AXES)
-            common = _sum_over_replicas(tf.concat([of_gamma, of_beta], axis=0)) / total
+            common = sum_over_replicas(tf.concat([of_gamma, of_beta], axis=0)) / total
             scale, slope = gamma * inverse, gamma * inverse * inverse * common[:channels]
             of_inputs = scale * upstream - (slope * distances + scale * common[channels:])
             return of_inputs, of_gamma, of_beta
@@ -64,10 +65,3 @@ def synchronized_norm(
         return (distances * (gamma * inverse) + beta, mean, variance), gradient
 
     return normalize(inputs, gamma, beta)
-
-
-def _sum_over_replicas(values: tf.Tensor) -> tf.Tensor:
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
