@@ -75,20 +75,22 @@ def main() -> int:
             category["skeleton"] = [[start + 1, end + 1] for start, end in skeleton.lines]
     problems = Problems()
     taken = {path.resolve() for path in paths}  # no picture may replace what it is drawn over
-    for path in paths:
-        try:
-            detections = predict([path])[0]
-        except mrcnn_tf.DataError as error:
-            if not arguments.skip_bad:
-                raise
-            problems.add(error.kind, str(error))
-            continue
-        add_to_coco(coco, path, detections)
-        counts = ", ".join(f"{detections.names.count(name)} {name}" for name in dict.fromkeys(detections.names))
-        print(f"{path}: {counts or 'nothing found'}", flush=True)
-        if not arguments.no_pictures:
-            draw(model, path, detections, free_name(output, path, taken), skeleton)
-    (output / "detections.json").write_text(json.dumps(coco), encoding="utf-8")
+    try:
+        for path in paths:
+            try:
+                detections = predict([path])[0]
+            except mrcnn_tf.DataError as error:
+                if not arguments.skip_bad:
+                    raise
+                problems.add(error.kind, str(error))
+                continue
+            add_to_coco(coco, path, detections)
+            counts = ", ".join(f"{detections.names.count(name)} {name}" for name in dict.fromkeys(detections.names))
+            print(f"{path}: {counts or 'nothing found'}", flush=True)
+            if not arguments.no_pictures:
+                draw(model, path, detections, free_name(output, path, taken), skeleton)
+    finally:  # what was found stays, whatever ends the run
+        (output / "detections.json").write_text(json.dumps(coco), encoding="utf-8")
     if problems:
         print(problems.summary())
     things = {} if arguments.no_pictures else {"pictures": output}

@@ -127,12 +127,15 @@ def test_predict_leaves_the_images_themselves_alone(data, run_dir, tmp_path):
 
 def test_predict_passes_over_bad_images_when_asked(data, run_dir, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    arguments = [run_dir, tmp_path / "bad.jpg", data.parent / "2.png", "--output", tmp_path / "found", "--no-pictures"]
+    found = tmp_path / "found" / "detections.json"
+    arguments = [run_dir, data.parent / "2.png", tmp_path / "bad.jpg", data.parent / "3.png"]
+    arguments += ["--output", found.parent, "--no-pictures"]
     assert run_command("predict", *arguments) == 2
     assert "bad.jpg" in capsys.readouterr().err
+    assert len(json.loads(found.read_text())["images"]) == 1  # what came before it is not lost
     assert run_command("predict", *arguments, "--skip-bad") == 0
     assert "skipped 1 bad record" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "found" / "detections.json").read_text())["images"]) == 1
+    assert len(json.loads(found.read_text())["images"]) == 2
 
 
 def test_export_writes_a_savedmodel(data, run_dir, tmp_path, capsys):
