@@ -92,8 +92,9 @@ def test_the_real_model_on_several_workers(tmp_path, workers):
     """Equal to one process; without the chief the others end as well; then all go on.
 
     Three steps, since sums of another order round differently, and the proposals of a network that has learnt nothing
-    have scores so near each other that sooner or later two change places: with three workers in the fourth step, where
-    one region of background is sampled for another and all losses but that of the classes are as before.
+    have scores so near each other that sooner or later two change places. With three workers it seems to
+    be the fourth step, where the loss of the classes alone differs, as if one region of background were sampled for
+    another.
     """
     ((_, whole, _),) = together(tmp_path / "one", 1, "real", 3)
     same_training(together(tmp_path / "many", workers, "real", 3), whole)
