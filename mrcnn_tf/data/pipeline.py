@@ -26,6 +26,7 @@ from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.cropping import Part, cut_example, fit_part, move_boxes, move_keypoints, random_part
 from mrcnn_tf.data.errors import DataError
 from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.iterators import end_iterators_elsewhere
 from mrcnn_tf.data.masks import mask_crops
 from mrcnn_tf.data.schema import Dataset, Example
 from mrcnn_tf.data.transforms import (
@@ -255,6 +256,7 @@ def _fields(config: Config) -> dict[str, tuple[tf.DType, list[int | None]]]:
 
 
 def _batches(positions, loader: _Loader, config: Config, batch_size: int, drop_unreadable: bool = False):
+    end_iterators_elsewhere()
     fields = loader.fields
 
     def load(position):
