@@ -95,16 +95,22 @@ def _scheduled(config: mrcnn_tf.Config, seed: int, steps: int | None) -> mrcnn_t
 
 # === Proxies ===
 
+_PROXY_DATA = {
+    "instances": "drawn shapes of three classes",
+    "persons": "drawn kites with four keypoints",
+    "outlines": "drawn outlines, no two alike",
+}
+
 
 def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace, overrides: dict[str, Any]) -> Job:
-    _, val_set = _proxy.data(table.data, 1, seed)
+    kind = arguments.proxy_data or table.data
+    _, val_set = _proxy.data(kind, 1, seed)
     config = _proxy.proxy_config(mrcnn_tf.preset(row.preset), val_set)
     config = _scheduled(config, seed, arguments.steps).replace(**overrides)
     batch = config.training.images_per_device
-    train_set, _ = _proxy.data(table.data, config.training.steps * batch, seed)  # each is seen once
-    what = {"instances": "drawn shapes of three classes", "persons": "drawn kites with four keypoints"}[table.data]
+    train_set, _ = _proxy.data(kind, config.training.steps * batch, seed)  # each is seen once
     data = (
-        f"{what}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {batch} new training images a step, of seed "
+        f"{_PROXY_DATA[kind]}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {batch} new training images a step, of seed "
         f"{_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed {_proxy.HELD_OUT_SEED}"
     )
     name, steps, single = config.backbone.name, arguments.backbone_steps, config.backbone.features != "fpn"
@@ -167,8 +173,9 @@ def validation(
 ) -> tuple[mrcnn_tf.Dataset, str]:
     """The images that a model is measured on, and what they are; `names` are the classes to take, () all there are."""
     if arguments.proxy:
-        val_set = _proxy.data(table.data, 1, 0)[1]
-        return val_set, f"{len(val_set)} drawn images of seed {_proxy.HELD_OUT_SEED}"
+        kind = arguments.proxy_data or table.data
+        val_set = _proxy.data(kind, 1, 0)[1]
+        return val_set, f"{len(val_set)} images of {_PROXY_DATA[kind]}, seed {_proxy.HELD_OUT_SEED}"
     if table.data == "cityscapes":
         dataset = _cityscapes(_needed(arguments, "cityscapes"), "val", arguments.skip_bad)
     else:

@@ -2,7 +2,8 @@
 
 What the row is about stays: the features (FPN, C4, C5), the RoI layer, the form of the mask branch, the branches. The
 rest shrinks: ResNet-18 for ResNet-50, ResNet-34 for ResNet-101, ResNet-50 for ResNeXt-101; thinner heads, images of 128
-pixels, drawn shapes for COCO, drawn kites with four keypoints for persons.
+pixels, drawn shapes for COCO, drawn kites with four keypoints for persons, and, where asked for, drawn outlines of
+which no two are alike.
 
 As the paper's trainings start from ImageNet, the proxies start from one backbone, trained once in a pyramid on shapes
 of a seed of its own; then its norms and first stages are frozen as the paper's are. As the paper's ablations take
@@ -13,17 +14,13 @@ single map. Without it, what a row's few steps teach would be to propose anythin
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
+from _drawn import SIDE, Kites, Outlines
 
 import mrcnn_tf
 
 BACKBONES = {"resnet50": "resnet18", "resnet101": "resnet34", "resnext101_64x4d": "resnet50"}
-SIDE = 128  # pixels of an image
 # On a single map the images are enlarged: an object shall have a few cells of stride 16, and one or more of stride 32.
 ENLARGED = {"fpn": 1.0, "c4": 1.5, "c5": 1.5}
 STEPS = {"fpn": 300, "c4": 140, "c5": 480}
@@ -89,11 +86,11 @@ def data(kind: str, count: int, seed: int) -> tuple[mrcnn_tf.Dataset, mrcnn_tf.D
     """Training images, and those held out (the same for all rows and seeds).
 
     Args:
-        kind: "instances" (shapes of three classes) or "persons" (kites with keypoints).
+        kind: "instances" (shapes of three classes), "persons" (kites with keypoints) or "outlines" (all different).
         count: of training images.
         seed: the training's.
     """
-    draw = {"instances": _shapes, "persons": Kites}[kind]
+    draw = {"instances": _shapes, "persons": Kites, "outlines": Outlines}[kind]
     return draw(count, TRAINING_SEED + seed), draw(HELD_OUT, HELD_OUT_SEED)
 
 
@@ -160,91 +157,3 @@ def start_weights(config: mrcnn_tf.Config, source: Path, path: Path) -> Path:
 
 
 _TAKEN = ("stem/", "res2", "res3", "res4", "res5", "fpn_", "rpn/")
-
-
-# === Kites ===
-
-_AROUND = [0, 1, 3, 2]  # the corners in the order of the outline
-
-
-class Kites(mrcnn_tf.Dataset):
-    """Images of up to four kites with the keypoints head, left, right and tail; what another one hides is hidden.
-
-    Image i depends on the seed and on i alone.
-    """
-
-    def __init__(self, count: int, seed: int, side: int = SIDE):
-        super().__init__(
-            name=f"kites (seed {seed})",
-            class_names=("kite",),
-            category_ids=(1,),
-            image_ids=np.arange(1, count + 1, dtype=np.int64),
-            sizes=np.full((count, 2), side, np.int32),
-            keypoint_names=("head", "left_corner", "right_corner", "tail"),
-            skeleton=((0, 1), (0, 2), (1, 3), (2, 3)),
-        )
-        self._seed, self._side = seed, side
-
-    def example(self, index: int) -> mrcnn_tf.Example:
-        """Draws image `index`."""
-        rng = np.random.default_rng([self._seed, range(len(self))[index]])
-        side = self._side
-        corners = np.stack([_kite(rng, side) for _ in range(rng.integers(1, 5))])  # [G, 4, 2] y, x
-        top = np.zeros((side, side), np.int32)  # the number of the kite in sight, 0 for none
-        background = rng.uniform(0, 255, 3)
-        image = np.tile(background, (side, side, 1))
-        for number, kite in enumerate(corners, start=1):
-            canvas = Image.new("1", (side, side))
-            ImageDraw.Draw(canvas).polygon([(x - 0.5, y - 0.5) for y, x in kite[_AROUND]], fill=1)
-            inside = np.asarray(canvas)
-            top[inside] = number
-            # Away from the background's colour, so that it can be seen; darker towards the tail, so can its ends.
-            colour = (background + rng.uniform(70, 185, 3)) % 256
-            down = (np.arange(side)[:, None, None] + 0.5 - kite[0, 0]) * (kite[3, 0] - kite[0, 0])
-            along = (np.arange(side)[None, :, None] + 0.5 - kite[0, 1]) * (kite[3, 1] - kite[0, 1]) + down
-            shade = 1.0 - 0.5 * np.clip(along / np.sum((kite[3] - kite[0]) ** 2), 0, 1)
-            image[inside] = (colour * shade)[inside]
-        masks = top == np.arange(1, len(corners) + 1)[:, None, None]
-        image += rng.normal(0, rng.uniform(4, 14), image.shape)
-        kept = masks.sum(axis=(1, 2)) >= 40
-        return self._record(range(len(self))[index], image, masks[kept], corners[kept])
-
-    def _record(self, index: int, image: np.ndarray, masks: np.ndarray, corners: np.ndarray) -> mrcnn_tf.Example:
-        side = self._side
-        segmentations = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
-        x, y, width, height = coco_mask.toBbox(segmentations).reshape(-1, 4).T
-        inside = np.clip(corners, 0, side - 1).astype(int)
-        # A corner that another kite covers is labelled, and hidden. Beside the corner lies its own kite, or nothing.
-        seen = np.array([_near(mask, points) for mask, points in zip(masks, inside)]).reshape(len(masks), 4)
-        return mrcnn_tf.Example(
-            image_id=int(self.image_ids[index]),
-            path=None,
-            pixels=np.clip(image, 0, 255).astype(np.uint8),
-            size=(side, side),
-            boxes=np.stack([y, x, y + height, x + width], axis=1).astype(np.float32),
-            classes=np.ones(len(masks), np.int32),
-            crowd=np.zeros(len(masks), bool),
-            areas=masks.sum(axis=(1, 2)).astype(np.float32),
-            segmentations=tuple({"size": list(r["size"]), "counts": r["counts"].decode()} for r in segmentations),
-            keypoints=np.concatenate([corners, np.where(seen, 2.0, 1.0)[..., None]], axis=2).astype(np.float32),
-            source=f"{self.name} image {index}",
-        )
-
-
-def _kite(rng: np.random.Generator, side: int) -> np.ndarray:
-    """[4, 2] y, x: head, left, right and tail, all inside the image; the head is up, give or take 45 degrees."""
-    length = side * math.exp(rng.uniform(math.log(0.2), math.log(0.5)))
-    half, waist, angle = (
-        length * rng.uniform(0.25, 0.4),
-        length * rng.uniform(0.25, 0.45),
-        rng.uniform(-1, 1) * np.pi / 4,
-    )
-    points = np.array([[0.0, 0.0], [waist, -half], [waist, half], [length, 0.0]]) - [length / 2, 0.0]
-    turned = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    return turned + rng.uniform(-low + 1, side - 1 - high)
-
-
-def _near(mask: np.ndarray, points: np.ndarray) -> list[bool]:
-    """Whether the mask has a pixel within two of each point."""
-    return [bool(mask[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].any()) for y, x in points]

@@ -25,6 +25,7 @@ from _paper_tables import TABLES, Row, Table
 EXAMPLES = """examples:
   small forms of the rows, on drawn images, for two cores:
     scripts/reproduce.py 2c,2d --proxy --seeds 0,1,2 --run-dir runs/proxy
+    scripts/reproduce.py 2e --proxy --proxy-data outlines --seeds 0,1,2 --run-dir runs/outlines
 
   as in the paper, on 8 GPUs (ImageNet weights are fetched, or given by --backbone-weights resnet50=FILE):
     scripts/reproduce.py 2a --run-dir runs/paper --devices 8 --train instances_train.json --train-images train/ \\
@@ -48,6 +49,11 @@ def parse_arguments() -> argparse.Namespace:
     add("table", metavar="TABLE", help=f"{', '.join(TABLES)}, timing; several with commas")
     add("--run-dir", required=True, metavar="DIR", help="where everything goes")
     add("--proxy", action="store_true", help="small networks on drawn images in the place of the paper's")
+    add(
+        "--proxy-data",
+        choices=["outlines"],
+        help="other images for the proxies of instances: objects of which no two have one outline",
+    )
     add("--rows", metavar="NAMES", help="some rows only, with commas")
     add("--seeds", metavar="NUMBERS", help="a training for each (default: 0; with --proxy 0,1,2)")
     add("--steps", type=int, metavar="N", help="training steps; warm-up and decay keep their share")
@@ -118,6 +124,10 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
             raise _cli.UsageError(f"there is no table '{name}'; there are {', '.join(TABLES)}, timing")
     if arguments.proxy and "7" in tables:
         raise _cli.UsageError("table 7 is about Cityscapes and COCO weights: it has no proxy")
+    if arguments.proxy_data and not (
+        arguments.proxy and all(name in TABLES and TABLES[name].data == "instances" for name in tables)
+    ):
+        raise _cli.UsageError("--proxy-data is for --proxy of the tables 1, 2a to 2e and 3")
     known = {row.name for name in tables if name in TABLES for row in TABLES[name].trained}
     for name in (arguments.rows or "").split(","):
         if name and name not in known:

@@ -40,7 +40,7 @@ def test_a_proxy_keeps_what_its_row_is_about(preset, data):
 
 def test_training_and_held_out_images_are_of_other_seeds():
     proxy = importlib.import_module("_proxy")
-    for kind in ("instances", "persons"):
+    for kind in ("instances", "persons", "outlines"):
         train, held_out = proxy.data(kind, 2, seed=1)
         other, same = proxy.data(kind, 2, seed=2)
         assert len(train) == 2 and len(held_out) == proxy.HELD_OUT
@@ -74,6 +74,26 @@ def test_kites_have_their_keypoints_where_they_are_drawn():
             seen, hidden = seen + sum(covered), hidden + 4 - sum(covered)
     assert seen > 3 * hidden > 0 and whole > 0.95
     np.testing.assert_array_equal(kites.example(5).pixels, kites.example(5).pixels)
+
+
+def test_no_two_outlines_are_alike():
+    """Masks of objects that lie free, each in 14 x 14 cells of its box: none is another's, nor its mirror image."""
+    outlines = importlib.import_module("_drawn").Outlines(60, seed=0)
+    crops = []
+    for index in range(60):
+        example = outlines.example(index)
+        masks = mrcnn_tf.data.masks.full_masks(example)
+        assert (example.areas == masks.sum(axis=(1, 2))).all() and (masks.sum(axis=0) <= 1).all()
+        assert example.keypoints is None and (example.classes == 1).all()
+        if len(example) == 1:
+            assert (example.boxes > 0).all() and (example.boxes < 128).all()
+            crops.append(mrcnn_tf.data.masks.mask_crops(example, 14)[0] > 127)
+    assert len(crops) >= 10
+    for number, one in enumerate(crops):
+        for other in crops[:number]:
+            for turned in (other, other[:, ::-1], other[::-1]):
+                assert (one & turned).sum() / (one | turned).sum() < 0.95
+    np.testing.assert_array_equal(outlines.example(5).pixels, outlines.example(-55).pixels)
 
 
 def test_the_start_has_the_trained_backbone_and_heads_by_the_seed(tmp_path, monkeypatch):

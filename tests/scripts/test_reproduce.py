@@ -187,7 +187,12 @@ def test_results_of_other_settings_are_not_mixed(stand_ins, tmp_path, capsys):
     assert "config.training.steps was 20, now 30" in capsys.readouterr().err and len(stand_ins) == 1
     # Other images a step are another training too.
     command += ["--steps", "20", "training.momentum=0.8"]
-    for more, what in ((["--batch-size", 4], "batch_size was None, now 4"), (["--devices", 2], "devices was None")):
+    other = [
+        (["--batch-size", 4], "batch_size was None, now 4"),
+        (["--devices", 2], "devices was None"),
+        (["--proxy-data", "outlines"], "class_names"),
+    ]
+    for more, what in other:
         assert run_command("reproduce", *command, *more) == 2
         assert what in capsys.readouterr().err
     assert run_command("reproduce", *command) == 0 and len(stand_ins) == 1
@@ -353,6 +358,8 @@ def test_a_given_model_of_other_classes_is_refused(stand_ins, tmp_path, monkeypa
         (["7"], "needs --cityscapes"),
         (["2b"], "needs --train and --train-images"),
         (["2b", "--proxy", "--checkpoint", "sigmoid"], "should be NAME=FILE"),
+        (["2e", "--proxy-data", "outlines"], "--proxy-data is for --proxy"),
+        (["2e,5", "--proxy", "--proxy-data", "outlines"], "tables 1, 2a to 2e and 3"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_line(arguments, message, tmp_path, capsys):

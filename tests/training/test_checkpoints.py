@@ -156,7 +156,7 @@ def test_only_damaged_checkpoints_do_not_start_anew_silently(tmp_path):
     trained(tmp_path, 4)
     (tmp_path / "step_00000004" / "arrays.npz").write_bytes(b"")
     with pytest.raises(
-        CheckpointError, match="none of the checkpoints .* can be read; resume=False \(--fresh\) starts anew"
+        CheckpointError, match=r"none of the checkpoints .* can be read; resume=False \(--fresh\) starts anew"
     ):
         restored(tmp_path)
 
