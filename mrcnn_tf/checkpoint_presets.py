@@ -46,7 +46,13 @@ _SECOND = {
     "mask_head": {"norm": "batch"},
 }
 _BOXES_ALONE = {"branches": ()}
-_PEOPLE = {"num_classes": 1, "class_names": ("person",), "branches": ("keypoints",), "input": {"shorter_edge": _SCALES}}
+_PEOPLE = {
+    "num_classes": 1,
+    "class_names": ("person",),
+    "branches": ("keypoints",),
+    "input": {"shorter_edge": _SCALES},
+    "data": {"min_keypoints": 1},
+}
 
 
 def _torchvision() -> dict[str, Entry]:

@@ -41,6 +41,9 @@ class DataConfig:
     edge. `crop` is a canvas, the side of a square or (height, width), that all training images are brought to: the
     factor is then that of the canvas, which the image is scaled to fit; of a larger image a random part is taken, a
     smaller one is padded, and `input.shorter_edge` and `input.longer_edge` hold for evaluation alone.
+
+    `drop_empty` leaves images without objects out of the training, `min_keypoints` those whose objects have fewer
+    labelled keypoints than that, all together; of a data set without keypoints it leaves nothing out.
     """
 
     flip: bool = True
@@ -48,6 +51,7 @@ class DataConfig:
     crop: tuple[int, ...] = ()
     mask_crop: int = 112
     drop_empty: bool = False
+    min_keypoints: int = 0
 
     def __post_init__(self):
         low_high = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
@@ -55,6 +59,7 @@ class DataConfig:
         sides = len(self.crop) <= 2 and all(side >= 1 for side in self.crop)
         check(sides, self, "crop", "the side of a square canvas or its height and width, positive pixels; () for none")
         check(self.mask_crop >= 8, self, "mask_crop", "at least 8 cells a side")
+        check(self.min_keypoints >= 0, self, "min_keypoints", "a number of keypoints, 0 for all images")
 
     @property
     def canvas(self) -> tuple[int, int] | None:

@@ -129,7 +129,7 @@ _PERSONS = {
     "num_classes": 1,
     "class_names": ("person",),
     "input": {"shorter_edge": (640, 672, 704, 736, 768, 800)},
-    "data": {"drop_empty": True},
+    "data": {"drop_empty": True, "min_keypoints": 1},
     "training": {"steps": 90_000, "decay_steps": (60_000, 80_000)},
 }
 

@@ -221,5 +221,4 @@ def _persons(path: str, images: str, skip_bad: bool) -> mrcnn_tf.Dataset:
     whole = _coco(path, images, skip_bad, ("person",))
     if not whole.keypoint_names:
         raise _cli.UsageError(f"{path}: has no keypoints; tables 5 and 6 want COCO's person_keypoints files")
-    examples = (whole.example(index) for index in range(len(whole)))
-    return whole.subset([i for i, example in enumerate(examples) if (example.keypoints[..., 2] > 0).any()])
+    return whole.subset(whole.keypoint_counts() > 0)

@@ -1,6 +1,5 @@
 """Own gradients: right wherever they are asked for, and gone with the graphs that they were traced in."""
 
-import gc
 import weakref
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import mrcnn_tf
 from mrcnn_tf import custom_gradient as own
 from mrcnn_tf.layers.roi_align import RoIAlign
 from mrcnn_tf.layers.roi_pool import RoIPool
+from tests.support.garbage import collect
 from tests.support.tiny import calm, random_batch, tiny_config
 
 
@@ -74,24 +74,24 @@ def test_the_gradient_is_the_own_one(way):
 @pytest.mark.parametrize("way", [eager, tape_inside, tape_outside, in_a_loop])
 def test_nothing_is_left_behind(way):
     way(tf.constant(1.0))
-    gc.collect()
+    collect()
     before = set(table())
     way(tf.constant(1.0))
-    gc.collect()
+    collect()
     assert set(table()) == before
 
 
 def test_a_graph_lives_as_long_as_its_function():
     function = tf.function(cube).get_concrete_function(tf.TensorSpec([], tf.float32))
     graph = weakref.ref(function.graph)
-    gc.collect()
+    collect()
     with tf.GradientTape() as tape:
         value = tf.constant(2.0)
         tape.watch(value)
         result = function(value)
     assert float(tape.gradient(result, value)) == 120.0
     del function, tape, result
-    gc.collect()
+    collect()
     assert graph() is None
 
 
@@ -139,7 +139,7 @@ def test_a_model_that_was_used_leaves_nothing(optimizer, tmp_path):
     before = set(table())
     model = used(optimizer, fit if optimizer else everything(tmp_path))
     keras.backend.clear_session()
-    gc.collect()
+    collect()
     assert model() is None
     assert set(table()) - before == set()
 
@@ -162,5 +162,5 @@ def test_other_roi_layers_leave_nothing():
     before = set(table())
     for layer in layers:
         assert np.abs(gradients(layer)).sum() > 0
-    gc.collect()
+    collect()
     assert set(table()) - before == set()

@@ -344,6 +344,14 @@ class CocoDataset(Dataset):
         rows = self._table.rows[self._table.order]
         return np.bincount(rows[~self._table.crowd[self._table.order]], minlength=len(self)).astype(np.int32)
 
+    def keypoint_counts(self) -> np.ndarray:
+        """[N] int32: how many labelled keypoints the objects of each image have, crowds not counted."""
+        if not self.keypoint_names:
+            return np.zeros(len(self), np.int32)
+        kept = self._table.order[~self._table.crowd[self._table.order]]
+        labelled = self._table.annotations.labelled_counts()[kept]
+        return np.bincount(self._table.rows[kept], labelled, len(self)).astype(np.int32)
+
     def example(self, index: int) -> Example:
         """The record at position `index`, built anew at each call."""
         if not -len(self) <= index < len(self):

@@ -229,6 +229,12 @@ class Annotations:
         """[rows] how many keypoints each row has in the file."""
         return np.diff(np.array(self.keypoint_end, np.int64), prepend=0) // 3
 
+    def labelled_counts(self) -> np.ndarray:
+        """[rows] how many labelled keypoints, seen or hidden, each row has."""
+        labelled = np.array(self.keypoints)[2::3] > 0
+        so_far = np.concatenate([[0], np.cumsum(labelled)])[np.array(self.keypoint_end, np.int64) // 3]
+        return np.diff(so_far, prepend=0)
+
     def keypoints_of(self, row: int, count: int) -> np.ndarray:
         """[J, 3] float32 of the row's keypoints: y, x, visibility; zeros where the file gives none.
 

@@ -57,9 +57,15 @@ class BatchPlan:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int = 0, drop_empty: bool = False, by_aspect: bool = True
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        drop_empty: bool = False,
+        by_aspect: bool = True,
+        min_keypoints: int = 0,
     ):
-        """Plans batches of `batch_size`; `drop_empty` leaves out images without objects.
+        """Plans batches of `batch_size`; `drop_empty` and `min_keypoints` leave out images as in `DataConfig`.
 
         `by_aspect` false leaves the aspect ratios mixed, which costs nothing where all images get one canvas.
 
@@ -71,8 +77,12 @@ class BatchPlan:
         keep = np.arange(len(dataset))
         if drop_empty:
             keep = keep[dataset.object_counts() > 0]
+        asked = "an object" if drop_empty else ""
+        if min_keypoints and dataset.keypoint_names:
+            keep = keep[dataset.keypoint_counts()[keep] >= min_keypoints]
+            asked = f"data.min_keypoints = {min_keypoints}"
         if len(keep) == 0:
-            reason = "no image with an object" if drop_empty else "no image"
+            reason = f"no image with {asked}" if asked else "no image"
             raise DataError(f"{dataset.name}: {reason} to train on; check the annotations", "nothing to train on")
         self.batch_size = batch_size
         self.seed = seed
@@ -83,6 +93,12 @@ class BatchPlan:
         self._bins = np.round(aspect * _BINS_PER_OCTAVE * by_aspect).astype(np.int64)
         self._epochs: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Config, batch_size: int, seed: int) -> BatchPlan:
+        """The plan of a training by `config`."""
+        data = config.data
+        return cls(dataset, batch_size, seed, data.drop_empty, not data.crop, data.min_keypoints)
 
     def indices(self, step: int) -> np.ndarray:
         """[B] positions in the data set of the images of batch `step` (0, 1, ...)."""
@@ -142,9 +158,7 @@ def training_batches(
     check_keypoints(dataset, config)
     check_proposals(dataset, config)
     _warn_of_branches(dataset, config)
-    plan = plan or BatchPlan(
-        dataset, batch_size * config.training.accumulate, seed, config.data.drop_empty, not config.data.crop
-    )
+    plan = plan or BatchPlan.of(dataset, config, batch_size * config.training.accumulate, seed)
     loader = _TrainingLoader(dataset, config, plan, seed)
     first = start_step * plan.batch_size
 

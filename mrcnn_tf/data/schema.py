@@ -95,6 +95,13 @@ class Dataset(abc.ABC):
         """[N] int32: how many objects, crowds not counted, each image has."""
         return np.array([np.sum(~self.example(i).crowd) for i in range(len(self))], np.int32)
 
+    def keypoint_counts(self) -> np.ndarray:
+        """[N] int32: how many labelled keypoints, seen or hidden, the objects of each image have, but for crowds."""
+        if not self.keypoint_names:
+            return np.zeros(len(self), np.int32)
+        examples = (self.example(index) for index in range(len(self)))
+        return np.array([np.sum(one.keypoints[~one.crowd, :, 2] > 0) for one in examples], np.int32)
+
     def file_name(self, index: int) -> str:
         """The image's file name without its folder; a made-up one where there is no file."""
         path = self.example(index).path
@@ -192,6 +199,10 @@ class Subset(Dataset):
     def object_counts(self) -> np.ndarray:
         """[N] int32: how many objects, crowds not counted, each image has."""
         return self._parent.object_counts()[self._indices]
+
+    def keypoint_counts(self) -> np.ndarray:
+        """[N] int32: how many labelled keypoints the objects of each image have."""
+        return self._parent.keypoint_counts()[self._indices]
 
     def file_name(self, index: int) -> str:
         """The parent's name of the image."""

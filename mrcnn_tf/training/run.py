@@ -214,7 +214,7 @@ def _with_classes(config: Config, train_set: Any, val_set: Any) -> Config:
 def _prepare(config: Config, train_set: Any, batch: int, run_dir: str | Path, team: Team) -> _Run:
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    plan = BatchPlan(train_set, batch, config.training.seed, config.data.drop_empty, not config.data.crop)
+    plan = BatchPlan.of(train_set, config, batch, config.training.seed)
     steps_per_epoch = config.training.steps_per_epoch or plan.steps_per_epoch
     progress = Progress(config.training.steps, steps_per_epoch)
     identity = run_identity(config, train_set, batch, steps_per_epoch)

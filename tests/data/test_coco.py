@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mrcnn_tf.data import DataError, full_masks, read_coco
+from mrcnn_tf.data import DataError, Dataset, full_masks, read_coco
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.evaluation.coco import evaluate_coco
 
@@ -277,6 +277,20 @@ def test_keypoints_have_names_and_a_skeleton(coco_folder):
     cats = read_coco(coco_folder.json, coco_folder.images, class_names=("cat",))
     assert cats.keypoint_names == () and cats.example(0).keypoints is None
     assert cats.object_counts().tolist() == [2, 0, 0, 0]
+
+
+def test_labelled_keypoints_are_counted_without_crowds(coco_folder):
+    for crowd in (0, 1):
+
+        def change(record, crowd=crowd):
+            pose(record)
+            record["annotations"][1]["iscrowd"] = crowd
+
+        dataset = read_coco(coco_folder.changed(change), coco_folder.images)
+        assert dataset.keypoint_counts().tolist() == [2 * (1 - crowd), 0, 0, 0]
+        assert dataset.keypoint_counts().tolist() == Dataset.keypoint_counts(dataset).tolist()
+    cats = read_coco(coco_folder.json, coco_folder.images, class_names=("cat",))
+    assert cats.keypoint_counts().tolist() == [0, 0, 0, 0]
 
 
 def test_keypoints_round_trip(coco_folder):

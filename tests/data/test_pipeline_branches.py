@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
-from mrcnn_tf.data import BatchPlan, Dataset, Example, evaluation_batches, training_batches
+from mrcnn_tf.data import BatchPlan, DataError, Dataset, Example, evaluation_batches, training_batches
 
 
 class Posed(Dataset):
@@ -48,6 +48,20 @@ def test_keypoints_in_evaluation_batches():
     assert batch["keypoints"].shape == (2, 2, 3, 3) and batch["masks"].shape == (2, 2, 112, 112)
     (batch,) = evaluation_batches(Posed(), keypoint_config(branches=()), 2)
     assert not {"masks", "keypoints"} & set(batch)
+
+
+def test_images_without_labelled_keypoints_can_be_left_out():
+    """Of the two images only the first has keypoints: two of them, for what is not labelled does not count."""
+    assert Posed().keypoint_counts().tolist() == [2, 0] and Posed(names=()).keypoint_counts().tolist() == [0, 0]
+    assert Posed().subset([1, 0, 0]).keypoint_counts().tolist() == [0, 2, 2]
+    for fewest, ids in ((0, {5, 6}), (1, {5}), (2, {5})):
+        config = keypoint_config(data__min_keypoints=fewest)
+        assert {int(batch["image_id"][0]) for batch in training_batches(Posed(), config, 1, steps=4)} == ids
+    with pytest.raises(DataError, match="no image with data.min_keypoints = 3 to train on"):
+        training_batches(Posed(), keypoint_config(data__min_keypoints=3), 1)
+    # There is nothing to count in a data set without keypoints.
+    batches = training_batches(Posed(names=()), keypoint_config(data__min_keypoints=3), 1, steps=4)
+    assert {int(batch["image_id"][0]) for batch in batches} == {5, 6}
 
 
 def test_keypoints_move_with_the_image():

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_tf.coco_names import KEYPOINTS, SKELETON
 from mrcnn_tf.config import Config
-from mrcnn_tf.data import BatchPlan, evaluation_batches, full_masks, read_coco, training_batches
+from mrcnn_tf.data import BatchPlan, Dataset, evaluation_batches, full_masks, read_coco, training_batches
 
 
 def test_coco_mini(coco_mini):
@@ -56,6 +56,9 @@ def test_keypoints_of_people(coco_mini):
     y, x, seen = example.keypoints[:, :, 0], example.keypoints[:, :, 1], example.keypoints[:, :, 2] > 0
     assert (y[seen] <= example.size[0]).all() and (x[seen] <= example.size[1]).all()
     assert dataset.keypoint_names == KEYPOINTS
+    counts = dataset.keypoint_counts()
+    assert counts[index] == seen[~example.crowd].sum()
+    assert counts.tolist() == Dataset.keypoint_counts(dataset).tolist()
     # The same lines, each once; COCO's own list begins at other ends.
     assert {frozenset(line) for line in dataset.skeleton} == {frozenset(line) for line in SKELETON}
 
