@@ -56,7 +56,10 @@ def read_coco(
             annotations.add(position, record)
         except BadRecord as bad:
             number = record.get("id") if isinstance(record, dict) else None
-            report.bad(bad.kind, _annotation_name(number, position), str(bad))
+            kept = "; its other polygons are kept" if bad.rest and report.skip_bad else ""
+            report.bad(bad.kind, _annotation_name(number, position), f"{bad}{kept}")
+            if bad.rest:
+                add_annotation(position, record | bad.rest)
 
     members = read_members(
         path,

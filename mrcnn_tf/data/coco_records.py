@@ -23,11 +23,15 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class BadRecord(Exception):
-    """One record that cannot be used: what kind of fault it is, and what is wrong in words."""
+    """One record that cannot be used: what kind of fault it is, and what is wrong in words.
 
-    def __init__(self, kind: str, what: str):
+    `rest` has the fields that make a usable record of it, where there are such, in the place of its own.
+    """
+
+    def __init__(self, kind: str, what: str, rest: dict | None = None):
         super().__init__(what)
         self.kind = kind
+        self.rest = rest
 
 
 def read_members(path: str, lists: dict[str, Callable[[int, object], None]]) -> dict:
@@ -258,10 +262,13 @@ def _segmentation(value: object) -> tuple[list[array], bytes | None, tuple[int, 
         what = f"'segmentation' should be a list of polygons or an RLE, not {short(value)}"
         raise BadRecord("field of a wrong type", what)
     rings = [_numbers(ring, "a polygon's coordinates") for ring in value]
-    for ring in rings:
-        if len(ring) % 2 or len(ring) < 6:
-            points = f"{len(ring) // 2} points" if len(ring) % 2 == 0 else f"{len(ring)} numbers"
-            raise BadRecord("polygon of too few points", f"a polygon has {points}, at least 3 (x, y) are needed")
+    wrong = [ring for ring in rings if len(ring) % 2 or len(ring) < 6]
+    if wrong:
+        count = len(wrong[0])
+        points = f"{count} numbers" if count % 2 else f"{count // 2} points"
+        good = [ring.tolist() for ring in rings if len(ring) % 2 == 0 and len(ring) >= 6]
+        what = f"a polygon has {points}, at least 3 (x, y) are needed"
+        raise BadRecord("polygon of too few points", what, {"segmentation": good} if good else None)
     return rings, None, (0, 0)
 
 

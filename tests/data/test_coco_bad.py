@@ -240,6 +240,26 @@ def test_bad_names_and_skeletons(coco_folder, names, skeleton, text):
     assert str(caught.value).startswith(f"{path}: the category 'dog': ") and text in str(caught.value)
 
 
+def test_good_polygons_of_a_bad_record_are_kept(coco_folder):
+    """The ring of two points would have made the box larger."""
+    good = [20, 4, 36, 4, 36, 20, 20, 20]
+
+    def change(record):
+        record["annotations"][1]["segmentation"] = [[1, 1, 2, 2], good, [30, 30]]
+        del record["annotations"][1]["bbox"]
+
+    path = coco_folder.changed(change)
+    with pytest.raises(DataError, match="id 102.*a polygon has 2 points, at least 3"):
+        read_coco(path, coco_folder.images)
+    dataset = read_coco(path, coco_folder.images, skip_bad=True)
+    example = dataset.example(0)
+    assert len(example) == 3 and example.segmentations[1] == [good]
+    assert example.boxes[1].tolist() == [4, 20, 20, 36]
+    assert dataset.problems.total == 1
+    summary = dataset.problems.summary()
+    assert "id 102" in summary and "its other polygons are kept" in summary
+
+
 def test_keypoints_of_another_number(coco_folder):
     path = coco_folder.changed(with_pose(["nose", "ear"], [[1, 2]], [1, 2, 2]))
     with pytest.raises(DataError, match=r"annotations\[1\] \(id 102\): it has 1 keypoints, its category 2"):
