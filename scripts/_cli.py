@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,11 @@ OVERRIDES = """values of the configuration:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SMALLER = (
+    "for training try, in this order, training.images_per_device=1 (training.accumulate=N keeps the batch), "
+    "roi.rois_per_image=128, training.precision=mixed_bfloat16, a smaller input.shorter_edge or backbone; for "
+    "prediction one image at a time and fewer detections.max_per_image"
+)
 
 
 class UsageError(ValueError):
@@ -158,13 +164,25 @@ def _status(error: Exception) -> int | None:
 
     if isinstance(error, (ConfigError, DataError, WeightsError, CheckpointError, DistributionError)):
         return 2
-    return 1 if isinstance(error, (NonFiniteLossError, WorkerLostError)) else None
+    return 1 if isinstance(error, (NonFiniteLossError, WorkerLostError)) or _is_memory(error) else None
+
+
+def _is_memory(error: Exception) -> bool:
+    tensorflow = sys.modules.get("tensorflow")  # who has not imported it has no such error
+    # That too many files are open, or a queue is full, is called so as well.
+    return (
+        tensorflow is not None and isinstance(error, tensorflow.errors.ResourceExhaustedError) and "OOM" in str(error)
+    )
 
 
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         full = "; free some space, then give the same command again" * (error.errno in FULL)
         return f"{error.filename}: {error.strerror}{full}" if error.filename else f"{error.strerror}{full}"
+    if _is_memory(error):
+        found = re.search(r"shape ?(?P<shape>\[[^\]]*\]).*?(?P<device>(GPU|CPU):\d+)", str(error), re.DOTALL)
+        what = f" ({found['device']}: a tensor of shape {found['shape']} did not fit)" if found else ""
+        return f"out of memory{what}; {SMALLER}"
     return str(error)
 
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mrcnn_tf import presets
 from mrcnn_tf.atomic import write_atomically
@@ -51,6 +52,23 @@ def test_overrides_change_a_config(cli):
 def test_what_is_no_override_is_refused(cli, text):
     with pytest.raises(cli.UsageError, match="section.field=value"):
         cli.parse_overrides([text])
+
+
+def test_too_little_memory_is_told_in_a_line(cli, capsys):
+    def main():
+        tf.function(lambda rows: tf.zeros([rows, 1024, 1024, 1024]), autograph=False)(tf.constant(1 << 20))
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory (CPU:0: a tensor of shape [1048576,1024,1024,1024] did not fit); for")
+    assert "training.images_per_device=1" in line
+
+    def other():
+        raise tf.errors.ResourceExhaustedError(None, None, "too many open files")
+
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        cli.run(other)
 
 
 def test_help_knows_every_preset():
