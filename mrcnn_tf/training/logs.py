@@ -166,6 +166,7 @@ class TensorBoardLog(keras.callbacks.Callback):
 
     def _write(self, group: str, logs: dict | None) -> None:
         if self._writer is None:
+            self._tell_start(self.progress.step + (group == "epoch"))
             self._writer = tf.summary.create_file_writer(str(self.folder))
         # What `tf.summary.scalar` makes; that function itself needs the package tensorboard.
         metadata = tf.compat.v1.SummaryMetadata(
@@ -176,6 +177,20 @@ class TensorBoardLog(keras.callbacks.Callback):
                 tf.summary.write(
                     f"{group}/{name}", tf.constant(value, tf.float32), step=self.progress.step, metadata=metadata
                 )
+
+    def _tell_start(self, step: int) -> None:
+        """Tells TensorBoard that a training begins: after the first such event, forget what was from `step` on.
+
+        A resumed training begins at its checkpoint, and makes again the steps that came after it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        event, session = tf.compat.v1.Event, tf.compat.v1.SessionLog
+        now = time.time()
+        # Files are read in the order of their names: after those of before, ahead of the one that is begun now.
+        with tf.io.TFRecordWriter(str(self.folder / f"events.out.tfevents.{int(now):010d}.0.start")) as file:
+            file.write(event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            start = event(wall_time=now, step=step, session_log=session(status=session.START))
+            file.write(start.SerializeToString())
 
 
 class Curves(keras.callbacks.Callback):

@@ -4,12 +4,22 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from mrcnn_tf.training.logs import Curves, EpochLog, ProgressBar, ProgressLines, StepLog, joined_history
+from mrcnn_tf.training.logs import (
+    Curves,
+    EpochLog,
+    ProgressBar,
+    ProgressLines,
+    StepLog,
+    TensorBoardLog,
+    joined_history,
+)
 from mrcnn_tf.training.progress import Progress, fit_steps
 from tests.support.stand_in import batches, stand_in
 from tests.support.tiny import tiny_config
@@ -119,7 +129,7 @@ def test_tensorboard_files_need_no_tensorboard(tmp_path):
             board.on_train_batch_end(0, {"loss": progress.step / 2})
         board.on_epoch_end(0, {"loss": 0.75, "val_mask_AP": 0.25})
         board.close()
-        for event in tf.compat.v1.train.summary_iterator(glob.glob(sys.argv[1] + "/events*")[0]):
+        for event in tf.compat.v1.train.summary_iterator(glob.glob(sys.argv[1] + "/events*.v2")[0]):
             for value in event.summary.value:
                 plugin = value.metadata.plugin_data.plugin_name
                 print(json.dumps([event.step, value.tag, plugin, float(tf.make_ndarray(value.tensor))]))
@@ -132,6 +142,31 @@ def test_tensorboard_files_need_no_tensorboard(tmp_path):
         [2, "epoch/loss", "scalars", 0.75],
         [2, "epoch/val_mask_AP", "scalars", 0.25],
     ], done.stderr
+
+
+def test_tensorboard_shows_steps_that_were_made_again_once(tmp_path):
+    """A training is killed after step 5, goes on from the checkpoint of step 2, is killed, and does the epoch's end."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    progress = Progress(9, 3)
+    for start, (first, last, ends) in enumerate([(1, 5, (3,)), (3, 6, (3,)), (7, 6, (6,)), (7, 8, ())]):
+        time.sleep(1.1)  # the files' names tell the second they were begun
+        board = TensorBoardLog(tmp_path, progress)
+        for progress.step in range(first, last + 1):
+            board.on_train_batch_end(0, {"loss": 10 * start + progress.step})
+            if progress.step in ends:
+                board.on_epoch_end(0, {"loss": 100 + progress.step})
+        if first > last:
+            progress.step = last
+            board.on_epoch_end(0, {"loss": 100 + progress.step})
+        board.close()
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    steps, epochs = (
+        [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in shown.Tensors(tag)]
+        for tag in ("step/loss", "epoch/loss")
+    )
+    assert steps == [(1, 1), (2, 2), (3, 13), (4, 14), (5, 15), (6, 16), (7, 37), (8, 38)]
+    assert epochs == [(3, 103), (6, 106)]
 
 
 def test_joined_history_averages_spans_of_steps(tmp_path):
