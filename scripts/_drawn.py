@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import numpy as np
@@ -31,9 +32,9 @@ class Drawn(mrcnn_tf.Dataset):
         )
         self._seed, self._side = seed, side
 
+    @abc.abstractmethod
     def outline(self, rng: np.random.Generator) -> np.ndarray:
         """[V, 2] y, x of one object's corners, in order, all inside the image."""
-        raise NotImplementedError
 
     def example(self, index: int) -> mrcnn_tf.Example:
         """Draws image `index`."""
