@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.data.pipeline import BatchPlan, training_batches
+from mrcnn_tf.data.batch_plan import BatchPlan
+from mrcnn_tf.data.pipeline import training_batches
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.optimizer import SGD

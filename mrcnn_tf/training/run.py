@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.data.batch_plan import BatchPlan
 from mrcnn_tf.data.errors import clear_data_errors
-from mrcnn_tf.data.pipeline import BatchPlan, check_keypoints, check_proposals, evaluation_batches, training_batches
+from mrcnn_tf.data.pipeline import check_keypoints, check_proposals, evaluation_batches, training_batches
 from mrcnn_tf.evaluation.coco import kinds_of
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.training import logs

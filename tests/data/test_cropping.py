@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mrcnn_tf.config import Config, DataConfig, InputConfig
 from mrcnn_tf.data import Dataset, Example, full_masks, mask_crops, shapes, training_batches
+from mrcnn_tf.data.batch_plan import BatchPlan
 from mrcnn_tf.data.cropping import Part, cut_example, fit_part, move_boxes, move_keypoints, random_part
-from mrcnn_tf.data.pipeline import BatchPlan
 from mrcnn_tf.data.proposals import with_proposals, write_proposals
 from mrcnn_tf.data.transforms import draw_view, fit_image
 from tests.data.test_masks import encode, example_of, sampled

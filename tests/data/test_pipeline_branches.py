@@ -81,7 +81,7 @@ def test_keypoints_move_with_the_image():
 
 
 def test_masks_are_not_drawn_for_models_without_masks(monkeypatch):
-    monkeypatch.setattr("mrcnn_tf.data.pipeline.mask_crops", lambda *_: pytest.fail("masks were drawn"))
+    monkeypatch.setattr("mrcnn_tf.data.loader.mask_crops", lambda *_: pytest.fail("masks were drawn"))
     assert len(list(evaluation_batches(Posed(), keypoint_config(), 1))) == 2
 
 
