@@ -22,6 +22,7 @@ from mrcnn_tf.atomic import write_atomically
 from mrcnn_tf.data.errors import DataError, clear_data_errors
 from mrcnn_tf.data.pipeline import evaluation_batches
 from mrcnn_tf.data.proposals import Found, ProposalFile, write_proposals
+from mrcnn_tf.layers.anchors import MoveFarCorner
 from mrcnn_tf.layers.proposals import Proposals
 
 PART_IMAGES = 200  # images of a part of the file, the most that an interruption costs
@@ -125,7 +126,10 @@ _DETECT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _propose_function(model: Any) -> Callable[[dict], tuple]:
-    """{"image", "image_size"} -> boxes [B, P, 4] in pixels of these images and scores [B, P], as training has them."""
+    """{"image", "image_size"} -> boxes [B, P, 4] in pixels of these images and scores [B, P], as training has them.
+
+    The boxes are as those from outside: what `anchors.shrink` takes is given back.
+    """
     if model not in _PROPOSE:
         rpn = model.config.rpn
         layer = Proposals(
@@ -134,7 +138,8 @@ def _propose_function(model: Any) -> Callable[[dict], tuple]:
             nms_iou=rpn.nms_iou,
             min_size=rpn.min_size,
         )
-        _PROPOSE[model] = _traced(_images(model), layer(*model.stages["proposals"][0], training=False))
+        boxes, scores = layer(*model.stages["proposals"][0], training=False)
+        _PROPOSE[model] = _traced(_images(model), [MoveFarCorner(model.config.anchors.shrink)(boxes), scores])
     return _PROPOSE[model]
 
 
@@ -142,7 +147,8 @@ def detection_from_proposals(model: Any) -> Callable[[dict], dict]:
     """{"image", "image_size", "proposals" [B, P, 4]} -> the outputs of `model` on these proposals, not on its own."""
     if model not in _DETECT:
         given = _images(model) | {"proposals": model.stages["proposals"][1]}
-        _DETECT[model] = _traced(given, model.output)
+        detect, inwards = _traced(given, model.output), MoveFarCorner(-model.config.anchors.shrink)
+        _DETECT[model] = lambda values: detect(values | {"proposals": inwards(values["proposals"])})
     return _DETECT[model]
 
 

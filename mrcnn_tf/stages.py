@@ -218,7 +218,8 @@ class Stages:
             outputs |= self._rpn_training(logits, deltas, anchors, truth, inputs)
             rois, scores = self.proposals(logits, deltas, anchors, inputs["image_size"], training=True)
         else:
-            rois, scores = inputs["proposals"], inputs["proposals"][..., 0]  # scores have no say in the sample
+            rois = self._moved(inputs["proposals"], -1, "inner_proposals")
+            scores = rois[..., 0]  # they have no say in the sample
         sampled = DetectionTargets(
             self.config.roi.rois_per_image,
             self.config.roi.positive_fraction,

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mrcnn_tf import proposing
 from mrcnn_tf.augmented import Augmentation
@@ -74,7 +75,9 @@ def test_proposals_are_scaled_and_mirrored_with_their_image(data, truth_file):
     assert flipped == {True, False}
 
 
-def test_detecting_on_the_saved_proposals_is_detecting(model, data, tmp_path):
+@pytest.mark.parametrize("shrink", [0.0, 1.0])
+def test_detecting_on_the_saved_proposals_is_detecting(shrink, data, tmp_path):
+    model = build(anchors={"shrink": shrink})
     path = save_proposals(model, data, tmp_path / "own.h5", batch_size=2, progress=False)
     boxes, scores = ProposalFile(path).of(data.image_ids[0])
     assert 30 < len(boxes) <= 40  # as many as training takes, of which detection reads 30
@@ -85,6 +88,17 @@ def test_detecting_on_the_saved_proposals_is_detecting(model, data, tmp_path):
         np.testing.assert_allclose(found[image_id].scores, expected.scores, atol=1e-4)
     with pytest.raises(ConfigError, match="comes with proposals"):
         detect(model, with_proposals(data, path), progress=False, augmentation=Augmentation())
+
+
+def test_proposals_from_outside_lose_the_pixel_that_objects_lose(data, truth_file):
+    """With Matterport's boxes, proposals that are the objects, mirrored or not, have nowhere to be moved to."""
+    model = build(anchors={"shrink": 1.0}, training={"parts": ("heads",)})
+    for batch in training_batches(with_proposals(data, truth_file), model.config, 2, steps=4):
+        batch["seed"] = tf.zeros((2, 2), tf.int32)
+        found = model.training_graph({name: batch[name] for name in model.training_graph.input})
+        positive = found["roi_classes"].numpy() > 0
+        assert positive.any()
+        np.testing.assert_allclose(found["roi_targets"].numpy()[positive], 0, atol=1e-4)
 
 
 def test_saving_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
