@@ -18,8 +18,9 @@ from mrcnn_tf.layers.base import Float32Layer, spec
 CROWD_COVER = 0.7
 RECALL_IOU = 0.5
 # Cells (in pixels) in which boxes are told apart for the random choice, and where the grid begins: off the lattice of
-# multiples of a stride, on which untrained proposals stand and the last digit would decide about the cell.
-KEY_CELL, KEY_OFFSET = 3.7, 0.31
+# multiples of a stride, on which untrained proposals stand and the last digit would decide about the cell. Cells of
+# boxes of less than KEY_SIDE pixels are a half, a quarter or an eighth: what survives NMS stands so much closer there.
+KEY_CELL, KEY_OFFSET, KEY_SIDE, KEY_OCTAVES = 3.7, 0.31, 29.6, 3
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
@@ -107,7 +108,7 @@ class DetectionTargets(Float32Layer):
     def _sample(self, candidates, positive, negative, seed):
         """Index of the candidate in each of the R slots, whether it is positive, whether the slot is filled: [B, R]."""
         slots = self.rois_per_image
-        noise = matching.uniform_noise(seed, tf.cast(tf.floor(candidates / KEY_CELL + KEY_OFFSET), tf.int32))
+        noise = matching.uniform_noise(seed, _cells(candidates))
         short = tf.maximum(slots - tf.shape(noise)[1], 0)
         noise, positive, negative = (tf.pad(values, [[0, 0], [0, short]]) for values in (noise, positive, negative))
         quota = self.positives_per_image
@@ -138,6 +139,14 @@ class DetectionTargets(Float32Layer):
     def get_config(self) -> dict:
         names = ("rois_per_image", "positive_fraction", "positive_iou", "delta_weights")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _cells(boxes):
+    """The cells [B, N, 4] int32 of boxes [B, N, 4]: equal for boxes that differ in their last digits, seldom else."""
+    side = tf.reduce_min(boxes[..., 2:] - boxes[..., :2], axis=-1, keepdims=True)
+    octave = tf.floor(tf.math.log(tf.maximum(side, 1.0) / KEY_SIDE) / tf.math.log(2.0))
+    cell = KEY_CELL * 2.0 ** tf.clip_by_value(octave, -KEY_OCTAVES, 0.0)
+    return tf.cast(tf.floor(boxes / cell + KEY_OFFSET), tf.int32)
 
 
 def _recall(overlap, is_object):
