@@ -13,6 +13,7 @@ from typing import Any
 
 import _cli
 import _proxy
+import keras
 import numpy as np
 from _paper_tables import Row, Table
 
@@ -144,6 +145,7 @@ def _start(row: Row, config: mrcnn_tf.Config, arguments: argparse.Namespace, ove
             followed = mrcnn_tf.load(path).config
         else:
             names = config.class_names
+            keras.utils.set_random_seed(config.training.seed)  # what the weights lack is the seed's, as in `train`
             model = mrcnn_tf.load(row.preset, weights=public, class_names=names, **class_map, **overrides)
             folder.mkdir(parents=True, exist_ok=True)
             mrcnn_tf.weights.save_weights(model, path)

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
+
 import mrcnn_tf
 from mrcnn_tf.data.cityscapes import COCO_CLASS_MAP
 from mrcnn_tf.evaluation.coco import load_results
@@ -77,16 +79,25 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
 
 
 def start_from_coco(source: str, run_dir: Path, fresh: bool, overrides: dict[str, Any]) -> tuple:
-    """The configuration, with the conventions of the COCO weights, and a file of weights to start from."""
-    start = run_dir / "from_coco.weights.h5"
+    """The configuration, with the conventions of the COCO weights, and a file of weights to start from.
+
+    Raises:
+        ConfigError: the training in this folder started from others.
+    """
+    start, note = run_dir / "from_coco.weights.h5", run_dir / "from_coco.txt"
     if start.exists() and not fresh:
+        if note.exists() and note.read_text() != source:
+            began = f"{run_dir}: this training started from --coco {note.read_text()}, not {source}"
+            raise mrcnn_tf.ConfigError(f"{began}; give that, --fresh to start anew, or another --run-dir")
         return mrcnn_tf.load(start, **overrides).config, start
-    names = mrcnn_tf.preset("cityscapes_from_coco").class_names
+    config = mrcnn_tf.preset("cityscapes_from_coco").replace(**overrides)
+    keras.utils.set_random_seed(config.training.seed)  # the rider, whom COCO does not know, is drawn anew
     model = mrcnn_tf.load(
-        "cityscapes_from_coco", weights=source, class_names=names, class_map=COCO_CLASS_MAP, **overrides
+        "cityscapes_from_coco", weights=source, class_names=config.class_names, class_map=COCO_CLASS_MAP, **overrides
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     mrcnn_tf.weights.save_weights(model, start)
+    note.write_text(source)
     return model.config, start
 
 

@@ -3,6 +3,7 @@
 import json
 import runpy
 
+import numpy as np
 import pytest
 
 import mrcnn_tf
@@ -58,7 +59,12 @@ def test_a_stopped_training_needs_no_coco_weights(tmp_path):
     assert overrides["box_head.fc"] == [16] and overrides["backbone.name"] == "resnet18"
     weights = coco_weights(tmp_path / "coco.weights.h5")
     config, start = sample["start_from_coco"](str(weights), tmp_path / "run", False, overrides)
+    _, again = sample["start_from_coco"](str(weights), tmp_path / "again", False, overrides)
+    for one, other in zip(mrcnn_tf.load(start).weights, mrcnn_tf.load(again).weights):  # riders are the seed's
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
     weights.unlink()
+    with pytest.raises(mrcnn_tf.ConfigError, match="coco.weights.h5, not other.h5; give that, --fresh"):
+        sample["start_from_coco"]("other.h5", tmp_path / "run", False, overrides)
     assert sample["start_from_coco"](str(weights), tmp_path / "run", False, overrides) == (config, start)
     with pytest.raises(mrcnn_tf.WeightsError, match="no such weights file"):
         sample["start_from_coco"](str(weights), tmp_path / "run", True, overrides)

@@ -5,6 +5,7 @@ import importlib
 import json
 from types import SimpleNamespace
 
+import keras
 import pytest
 
 import mrcnn_tf
@@ -257,10 +258,11 @@ def test_validation_images_have_the_classes_of_the_training_images(tmp_path):
 
 
 def test_full_size_rows_follow_the_conventions_of_fetched_weights(stand_ins, tmp_path, monkeypatch):
-    loads = []
+    loads, draws = [], []
 
     def load(name, weights=None, class_names=None, **changes):
         loads.append((str(name), weights))
+        draws.append(float(keras.random.uniform(())))
         return SimpleNamespace(
             config=mrcnn_tf.preset("mask_rcnn_r50_fpn", num_classes=2, input={"channel_order": "rgb"})
         )
@@ -275,6 +277,9 @@ def test_full_size_rows_follow_the_conventions_of_fetched_weights(stand_ins, tmp
     _, config, options = stand_ins[0]
     assert config.input.channel_order == "rgb" and (config.training.steps, config.training.seed) == (16, 3)
     assert options["initial_weights"].name == "start.weights.h5"
+    # What these weights lack is drawn from the row's seed.
+    keras.utils.set_random_seed(3)
+    assert draws == [float(keras.random.uniform(()))]
 
 
 def test_a_begun_training_is_not_finished_with_other_settings(stand_ins, tmp_path, monkeypatch, capsys):
