@@ -21,7 +21,7 @@ from mrcnn_tf.loading import load
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.presets import preset
 from mrcnn_tf.proposing import save_proposals
-from mrcnn_tf.reporting import evaluation_report
+from mrcnn_tf.reporting import evaluation_report, server_results
 from mrcnn_tf.training.alternating import AlternatingResult, train_alternating
 from mrcnn_tf.training.distribution import strategy
 from mrcnn_tf.training.errors import (
@@ -73,6 +73,7 @@ __all__ = [
     "read_cityscapes_results",
     "read_coco",
     "save_proposals",
+    "server_results",
     "shapes",
     "strategy",
     "train",

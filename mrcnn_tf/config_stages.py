@@ -63,8 +63,8 @@ class BackboneConfig:
     runs for each RoI as the head; "c5" the map of stride 32; "dc5" the same at stride 16, res5 being dilated.
     `stride_in` says which convolution of a bottleneck carries the stride: the first "1x1" (the
     original ResNet, Keras applications) or the "3x3" (torchvision). `frozen_stages` counts from the
-    input: 0 none, 1 the stem, 2 the stem and conv2, up to 5. `norm` "frozen" uses the stored
-    statistics and trains nothing of the norm, as the paper does. `norm_epsilon` is that of all norms of the model.
+    input: 0 none, 1 the stem, 2 the stem and conv2, up to 5. `norm` "frozen" uses the stored statistics and trains
+    nothing of the norm, as the code published with the paper does. `norm_epsilon` is that of all norms of the model.
     `pool_padding` is where the first pooling pads: "symmetric", or as TensorFlow's "same" (Matterport's weights).
     """
 
@@ -307,8 +307,8 @@ class DetectionsConfig:
 
     `paste` "exact" stretches a mask over its box as it is; "torchvision" over the box with its
     corners cut to whole pixels, as torchvision does. `one_class_per_box` gives each proposal its best class alone
-    (Matterport), where the paper tries all classes. Boxes that lie outside the image, or have a side below `min_size`
-    pixels, are dropped "before" the NMS, or "after" it: then they take places of others first (Detectron2).
+    (Matterport), where Faster R-CNN tries all classes. Boxes that lie outside the image, or have a side below
+    `min_size` pixels, are dropped "before" the NMS, or "after" it: then they take places of others first (Detectron2).
     """
 
     score_threshold: float = 0.05

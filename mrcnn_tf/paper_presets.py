@@ -2,6 +2,10 @@
 
 `mrcnn_tf.presets` puts them beside the package's own. What is not said here is the default of `Config`: ResNet-50-FPN,
 16 images a step, 160,000 steps at .02, a tenth of it from step 120,000.
+
+What the paper does not tell is as in the code published with it, or as its successors have it: 500 steps of warm-up
+(`training.warmup_steps=0` turns it off), frozen norms and first stages, flips, a longest edge of 1333 pixels. Ranges of
+scales are lists in steps of 32 pixels.
 """
 
 from __future__ import annotations
@@ -46,16 +50,17 @@ _FEATURES = {
             "mask_head": {"pool": 7, "convs": ()},
         },
     ),
-    # Table 2d: the head is that of figure 3, right, since res5 belongs to the features.
+    # Table 2d: the head is that of figure 3, right, since res5 belongs to the features. The paper tells neither the
+    # RoIs nor the proposals: 512 as with such a head on the pyramid, 300 as on the other single map.
     "c5": merged(_ONE_MAP, {"backbone": {"features": "c5"}}),
     "dc5": merged(_ONE_MAP, {"backbone": {"features": "dc5"}}),
 }
 _TABLES = {
-    ("r50", "c4"): "table 2a",
+    ("r50", "c4"): "tables 2a, 2b and 2c",
     ("r101", "c4"): "tables 1 and 2a",
-    ("r50", "fpn"): "table 2a",
-    ("r101", "fpn"): "tables 1 and 2a",
-    ("x101_64x4d", "fpn"): "tables 1 and 2a",
+    ("r50", "fpn"): "tables 2a and 2e",
+    ("r101", "fpn"): "tables 1, 2a and 3",
+    ("x101_64x4d", "fpn"): "tables 1, 2a and 3",
     ("r50", "c5"): "table 2d",
 }
 
@@ -77,13 +82,13 @@ def _networks() -> dict[str, Entry]:
         entries[f"mask_rcnn_{backbone}_{features}"] = (f"Mask R-CNN {what}" + (f" ({where})" if where else ""), changes)
     for backbone in ("r50", "r101", "x101_64x4d"):
         what, changes = _network(backbone, "fpn")
-        what = f"Faster R-CNN with RoIAlign {what}: boxes alone (table 3)"
+        what = f"Faster R-CNN with RoIAlign {what}: boxes alone" + " (table 3)" * (backbone == "r101")
         entries[f"faster_rcnn_{backbone}_fpn"] = (what, merged(changes, {"branches": ()}))
     return entries
 
 
 def _ablations() -> dict[str, Entry]:
-    """The rows of tables 2b to 2e that are no network of their own: one change each."""
+    """The rows of tables 2b to 2e, and of section 4's text, that are no network of their own: one change each."""
     rows = {
         "mask_rcnn_r50_c4_softmax": (
             "c4",
@@ -99,6 +104,7 @@ def _ablations() -> dict[str, Entry]:
         "mask_rcnn_r50_c4_roiwarp": ("c4", "RoIWarp, mean (table 2c)", {"roi": {"layer": "warp"}}),
         "mask_rcnn_r50_c4_roialign_max": ("c4", "RoIAlign, maximum (table 2c)", {"roi": {"reduce": "max"}}),
         "mask_rcnn_r50_c5_roipool": ("c5", "RoIPool (table 2d)", {"roi": {"layer": "pool", "reduce": "max"}}),
+        "mask_rcnn_r50_fpn_roipool": ("fpn", "RoIPool (section 4.2)", {"roi": {"layer": "pool", "reduce": "max"}}),
         "mask_rcnn_r50_fpn_mlp": (
             "fpn",
             "a perceptron of two layers for masks (table 2e)",
@@ -119,7 +125,10 @@ def _ablations() -> dict[str, Entry]:
     for name, (features, what, change) in rows.items():
         network, changes = _network("r50", features)
         entries[name] = (f"Mask R-CNN {network} with {what}", merged(changes, change))
-    return entries
+    network, changes = _network("r101", "fpn")
+    pool = {"branches": (), "roi": {"layer": "pool", "reduce": "max"}}
+    what = f"Faster R-CNN with RoIPool {network}: boxes alone (table 3)"
+    return entries | {"faster_rcnn_r101_fpn_roipool": (what, merged(changes, pool))}
 
 
 # === Keypoints (section 5) ===

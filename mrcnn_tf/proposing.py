@@ -31,7 +31,8 @@ PART_IMAGES = 200  # images of a part of the file, the most that an interruption
 def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int = 1, progress: bool = True) -> Path:
     """Writes the proposals of a model's RPN on every image to a file (section 3.1: "RPN is trained separately").
 
-    As many are kept as training takes, `rpn.post_nms_train`; evaluation reads the best `rpn.post_nms_test` of them.
+    As many are kept as training takes, `rpn.post_nms_train` of the best `rpn.pre_nms_train`; evaluation reads the best
+    `rpn.post_nms_test` of them (where a model's own proposals begin from the best `rpn.pre_nms_test`).
     What is done is kept beside the file, in `PATH.parts`, until all is: the same call goes on after an interruption,
     and is over at once where the file is there. A file of other weights or images is replaced.
 

@@ -69,6 +69,40 @@ def evaluation_report(
     return evaluation
 
 
+def server_results(
+    model: Any,
+    dataset: Dataset,
+    folder: str | os.PathLike,
+    batch_size: int = 1,
+    pictures: int = 8,
+    picture_score: float = 0.5,
+    progress: bool | None = None,
+    augmentation: Augmentation | None = None,
+) -> int:
+    """What a model finds in images without ground truth (`read_coco(..., annotated=False)`), for the COCO server.
+
+    The folder gets `results.json` (for keypoints `keypoints.json` as well) and `pictures/`: the image, and beside it
+    what was found. The arguments are those of `evaluation_report`.
+
+    Returns:
+        How many objects were found.
+
+    Raises:
+        ValueError: see `detect`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = sys.stderr.isatty() if progress is None else progress
+    found = detect(model, dataset, batch_size=batch_size, progress=progress, augmentation=augmentation)
+    records = [record for image_id, one in found.items() for record in one.to_coco(image_id, dataset.category_ids)]
+    evaluation = Evaluation({}, {}, records, model.config.detections.max_per_image, len(found), 0)
+    evaluation.save_results(folder / "results.json")
+    if "keypoints" in model.config.branches:
+        evaluation.save_results(folder / "keypoints.json", kind="keypoints")
+    draw_comparisons(dataset, found, folder / "pictures", pictures, picture_score)
+    return len(records)
+
+
 def draw_comparisons(
     dataset: Dataset,
     found: dict[int, Detections],

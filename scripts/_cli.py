@@ -19,7 +19,8 @@ from typing import Any
 OVERRIDES = """values of the configuration:
   Any number of section.field=value, for example
     input.shorter_edge=640,800  detections.score_threshold=0.3  backbone.norm=group  data.flip=false
-  Every field stands with its default in mrcnn_tf/config.py and in the config.json of a training's folder."""
+  Every field stands with its default in mrcnn_tf/config.py and config_stages.py, and in the config.json of a training's
+  folder."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -186,8 +187,14 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
-def read_dataset(path: str, images: str | None, skip_bad: bool, class_names: Sequence[str] | None = None) -> Any:
-    """A COCO json with its images, the classes in the order of `class_names`; tells what was skipped.
+def read_dataset(
+    path: str,
+    images: str | None,
+    skip_bad: bool,
+    class_names: Sequence[str] | None = None,
+    annotated: bool = True,
+) -> Any:
+    """A COCO json with its images, the classes in the order of `class_names`; tells how many there are.
 
     Raises:
         UsageError: the folder of the images was not named.
@@ -197,7 +204,7 @@ def read_dataset(path: str, images: str | None, skip_bad: bool, class_names: Seq
 
     if images is None:
         raise UsageError(f"{path}: the folder of its images is needed as well")
-    dataset = mrcnn_tf.read_coco(path, images, skip_bad=skip_bad, class_names=class_names or None)
+    dataset = mrcnn_tf.read_coco(path, images, skip_bad, class_names or None, annotated)
     print(f"{path}: {len(dataset)} images, {len(dataset.class_names)} classes", flush=True)
     return dataset
 

@@ -110,9 +110,11 @@ def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace,
     config = _scheduled(config, seed, arguments.steps).replace(**overrides)
     batch = config.training.images_per_device
     train_set, _ = _proxy.data(kind, config.training.steps * batch, seed)  # each is seen once
+    seen = config.input.shorter_edge[-1]
     data = (
-        f"{_PROXY_DATA[kind]}, {_proxy.SIDE} x {_proxy.SIDE} pixels; {batch} new training images a step, of seed "
-        f"{_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed {_proxy.HELD_OUT_SEED}"
+        f"{_PROXY_DATA[kind]}, {_proxy.SIDE} x {_proxy.SIDE} pixels, seen at {seen}; {batch} new training images a "
+        f"step, of seed {_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed "
+        f"{_proxy.HELD_OUT_SEED}"
     )
     name, steps, single = config.backbone.name, arguments.backbone_steps, config.backbone.features != "fpn"
 
@@ -222,5 +224,5 @@ def _persons(path: str, images: str, skip_bad: bool) -> mrcnn_tf.Dataset:
     """The images with labelled keypoints: section 5 trains all rows of table 5 on the same ones."""
     whole = _coco(path, images, skip_bad, ("person",))
     if not whole.keypoint_names:
-        raise _cli.UsageError(f"{path}: has no keypoints; tables 5 and 6 want COCO's person_keypoints files")
+        raise _cli.UsageError(f"{path}: has no keypoints; tables 4 to 6 want COCO's person_keypoints files")
     return whole.subset(whole.keypoint_counts() > 0)

@@ -2,8 +2,8 @@
 
 What the row is about stays: the features (FPN, C4, C5), the RoI layer, the form of the mask branch, the branches. The
 rest shrinks: ResNet-18 for ResNet-50, ResNet-34 for ResNet-101, ResNet-50 for ResNeXt-101; thinner heads, images of 128
-pixels, drawn shapes for COCO, drawn kites with four keypoints for persons, and, where asked for, drawn outlines of
-which no two are alike.
+pixels (seen at 192 by a single map), drawn shapes for COCO, drawn kites with four keypoints for persons, and, where
+asked for, drawn outlines of which no two are alike.
 
 As the paper's trainings start from ImageNet, the proxies start from one backbone, trained once in a pyramid on shapes
 of a seed of its own; then its norms and first stages are frozen as the paper's are. As the paper's ablations take

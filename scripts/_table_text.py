@@ -63,7 +63,7 @@ def verdict(direction: Direction, results: Results) -> str:
     with every seed, in the mean only if it is above its standard error; with `or_equal` if its mean is not below zero
     by more than that.
     """
-    paper = _paper_sum(direction)
+    paper = paper_sum(direction)
     said = f" (paper {paper:+.1f})" if paper is not None else ""
     text = f"{direction.text}, {_column(direction.metric)}{said}: "
     sums = differences(direction, results)
@@ -77,12 +77,13 @@ def verdict(direction: Direction, results: Results) -> str:
     above = sum(value > 0 for value in sums)
     if len(sums) > 1:
         measured += f", above zero with {above} of {len(sums)} seeds"
+    by = "" if len(sums) > 1 else " by one seed"
     if direction.or_equal and mean >= -error:
-        shown = "**shown**" if mean >= 0 else "**shown** (below zero by less than its standard error)"
+        shown = f"**shown**{by}" if mean >= 0 else "**shown** (below zero by less than its standard error)"
     elif direction.or_equal or mean <= 0:
         shown = "**not shown**"
     elif above == len(sums):
-        shown = "**shown**" if len(sums) > 1 else "**shown** by one seed"
+        shown = f"**shown**{by}"
     elif mean > error:
         shown = "**shown in the mean only**"
     else:
@@ -107,7 +108,10 @@ def _of_row(results: Results, table: str, row: str) -> dict[int, dict]:
     return dict(sorted(found.items()))
 
 
-def _paper_sum(direction: Direction) -> float | None:
+def paper_sum(direction: Direction) -> float | None:
+    """What a direction comes to in the paper, in points; None where it has no such numbers."""
+    if direction.said is not None:
+        return direction.said
     values = [paper_value(table, row, direction.metric) for _, table, row in direction.terms]
     if any(value is None for value in values):
         return None

@@ -20,6 +20,9 @@ EXAMPLES = """examples:
   crowded images, with more detections an image than COCO's 100:
     scripts/evaluate.py runs/cells --data val.json --images val/ detections.max_per_image=300
 
+  images without annotations, for the COCO server (results.json and pictures/ alone):
+    scripts/evaluate.py runs/coco --data image_info_test-dev2017.json --images test2017/ --test --output test-dev/
+
 The output folder gets evaluation.json (all measures), results.json (COCO's results format, as the COCO server takes
 it; for keypoints keypoints.json as well, without boxes and masks), per_class.png, and pictures/ with ground truth
 beside prediction."""
@@ -33,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", metavar="DIR", help="the folder of their images")
     add("--shapes", type=int, metavar="N", help="evaluate on N drawn images of shapes instead")
     add("--cityscapes", metavar="DIR", help="evaluate on Cityscapes' validation images instead")
+    add("--test", action="store_true", help="the JSON has no annotations: write what is found, measure nothing")
     add("--skip-bad", action="store_true", help="leave bad records and images out, and tell at the end")
     add("--output", metavar="DIR", help="where the results go (default: 'evaluation' in the model's folder)")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
@@ -51,6 +55,8 @@ def main() -> int:
         raise _cli.UsageError("give either --data JSON with --images DIR, or --shapes N, or --cityscapes DIR")
     if arguments.images is not None and arguments.data is None:
         raise _cli.UsageError("--images is the folder of the images of --data JSON; leave it out")
+    if arguments.test and (arguments.data is None or arguments.max_detections is not None):
+        raise _cli.UsageError("--test is for --data JSON, and measures nothing that --max-detections could limit")
     _cli.check_least(1, arguments, "shapes", "batch_size", "max_detections")
     _cli.check_least(0, arguments, "pictures")
     import mrcnn_tf
@@ -62,7 +68,7 @@ def main() -> int:
     elif arguments.cityscapes is not None:
         dataset = _cli.read_cityscapes(arguments.cityscapes, "val", arguments.skip_bad)
     else:
-        dataset = _cli.read_dataset(arguments.data, arguments.images, arguments.skip_bad, names)
+        dataset = _cli.read_dataset(arguments.data, arguments.images, arguments.skip_bad, names, not arguments.test)
     if len(dataset.class_names) != model.config.num_classes:
         known = model.config.num_classes
         raise _cli.UsageError(f"the model knows {known} classes, {dataset.name} has {len(dataset.class_names)}")
@@ -74,18 +80,20 @@ def main() -> int:
     source = Path(arguments.model)
     beside = (source if source.is_dir() else source.parent) / "evaluation"
     output = Path(arguments.output or beside)
-    evaluation = mrcnn_tf.evaluation_report(
-        model,
-        dataset,
-        output,
-        max_detections=arguments.max_detections,
-        batch_size=arguments.batch_size,
-        pictures=arguments.pictures,
-        augmentation=_cli.augmentation(arguments, model.config.input.shorter_edge[-1]),
-    )
-    print(evaluation.table())
+    options = {
+        "batch_size": arguments.batch_size,
+        "pictures": arguments.pictures,
+        "augmentation": _cli.augmentation(arguments, model.config.input.shorter_edge[-1]),
+    }
+    things = {"results": output / "results.json", "pictures": output / "pictures"}
+    if arguments.test:
+        print(f"{mrcnn_tf.server_results(model, dataset, output, **options)} objects found")
+    else:
+        limit = arguments.max_detections
+        print(mrcnn_tf.evaluation_report(model, dataset, output, max_detections=limit, **options).table())
+        things = {"measures": output / "evaluation.json", **things}
     _cli.print_problems(dataset)
-    _cli.made(measures=output / "evaluation.json", results=output / "results.json", pictures=output / "pictures")
+    _cli.made(**things)
     return 0
 
 

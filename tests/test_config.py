@@ -50,6 +50,7 @@ def test_single_maps_have_the_papers_numbers():
         ("roiwarp_max", "c4", {"roi": {"layer": "warp", "reduce": "max"}}),
         ("roialign_max", "c4", {"roi": {"layer": "align", "reduce": "max"}}),
         ("roipool", "c5", {"roi": {"layer": "pool", "reduce": "max"}}),
+        ("roipool", "fpn", {"roi": {"layer": "pool", "reduce": "max"}}),
         ("mlp", "fpn", {"mask_head": {"fc": (1024, 1024)}}),
         ("mlp3", "fpn", {"mask_head": {"fc": (1024, 1024, 1024)}}),
     ],
@@ -58,6 +59,13 @@ def test_rows_of_table_2_differ_in_one_thing(name, base, change):
     base = presets.preset(f"mask_rcnn_r50_{base}")
     row = presets.preset(f"mask_rcnn_r50_{base.backbone.features}_{name}")
     assert row == base.replace(**change) != base
+
+
+def test_row_of_table_3_with_the_pooling_of_before():
+    base = presets.preset("faster_rcnn_r101_fpn")
+    assert (
+        presets.preset("faster_rcnn_r101_fpn_roipool") == base.replace(roi={"layer": "pool", "reduce": "max"}) != base
+    )
 
 
 def test_presets_of_persons_differ_in_their_branches():

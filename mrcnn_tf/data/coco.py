@@ -26,13 +26,14 @@ def read_coco(
     image_dir: str | os.PathLike,
     skip_bad: bool = False,
     class_names: tuple[str, ...] | list[str] | None = None,
+    annotated: bool = True,
 ) -> Dataset:
     """Reads a COCO json: boxes, polygons, RLE (compressed or not), crowds, keypoints.
 
     Classes 1..K are the categories in the order of their ids, gaps closed. Categories that share a name get their id
-    into it, as "fish (id 0)" and "fish (id 1)". Boxes that reach out of
-    their image are clipped. Images without objects stay. An object without a segmentation is a bad
-    record, unless it is a crowd or no annotation of the file has one: then the box serves as mask.
+    into it, as "fish (id 0)" and "fish (id 1)". Boxes that reach out of their image are clipped. Images without objects
+    stay. An object without a segmentation is a bad record, unless it is a crowd or no annotation of the file has one:
+    then the box serves as mask.
 
     Names and skeleton of the keypoints are those of the categories taken. An object may lack keypoints (it is there
     for its box and mask), but has no other number of them. A file without names gets "keypoint 1", "keypoint 2", ...
@@ -43,6 +44,7 @@ def read_coco(
         image_dir: the folder that the file names are relative to; they may be written as Windows does it, "sub\\a.jpg".
         skip_bad: bad records are counted in the data set's `problems` instead of raised.
         class_names: take these categories only, as classes 1..K in this order; "N/A" is a class without objects.
+        annotated: False takes a file without any annotation, as COCO's test sets are.
 
     Raises:
         DataError: the file is missing or not COCO; with skip_bad off, the first bad record.
@@ -70,7 +72,8 @@ def read_coco(
         },
     )
     for name in ("images", "annotations", "categories"):
-        _check_member(path, members, name, report)
+        if annotated or members.get(name) or name != "annotations":
+            _check_member(path, members, name, report)
     ids, names, known = read_categories(path, categories, class_names)
     keypoints = read_keypoints(path, categories, ids, annotations)
     images.drop_missing(folder)
@@ -88,7 +91,9 @@ def _check_member(path: str, members: dict, name: str, report: _Report) -> None:
     if name == "annotations" and members.get(name, 0) == 0:
         if not report.skip_bad:
             message = f"{path}: there is no annotation at all in the file; annotate the images, or read the file with"
-            raise DataError(f"{message} skip_bad=True (--skip-bad) to use them without objects", "no annotation")
+            message += " skip_bad=True (--skip-bad) to use them without objects"
+            message += " (a test set with annotated=False, or evaluate.py --test, for its results)"
+            raise DataError(message, "no annotation")
         report.problems.add("no annotation", f"{path}: there is no annotation at all in the file")
         return
     what = "is empty" if members.get(name) == 0 else "is no list" if name in members else "is missing"

@@ -41,14 +41,15 @@ def decode_heatmaps(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
 
 
 def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, side: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The cell of the heat map that each keypoint lies in (section 5: one-hot masks, only visible keypoints count).
+    """The cell of the heat map that each keypoint lies in (section 5: one-hot masks).
 
     Args:
         keypoints: [N, J, 3] (y, x in pixels, visibility). rois: [N, 4] in the same pixels. side: S.
 
     Returns:
-        index [N, J] int32, row * S + column, 0 where not valid; valid [N, J] float32, 1 for a visible keypoint inside
-        the region. A keypoint on the far border belongs to the last cell.
+        index [N, J] int32, row * S + column, 0 where not valid; valid [N, J] float32, 1 for a labelled keypoint inside
+        the region: the paper speaks of visible ones, and its code counts those that are hidden but labelled too. A
+        keypoint on the far border belongs to the last cell.
     """
     place = keypoints[..., :2]
     low, high = rois[:, None, :2], rois[:, None, 2:]

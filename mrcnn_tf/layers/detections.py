@@ -22,7 +22,7 @@ class DetectBoxes(Float32Layer):
         score_threshold: only scores above it count. nms_iou: overlap above which the worse box of a class goes.
         max_per_image: D. delta_weights: of the box coder.
         one_class_per_box: a proposal stands for its likeliest class alone, and for nothing where that is the
-            background (Matterport's rule); else every class of it is tried, as in the paper.
+            background (Matterport's rule); else every class of it is tried, as in Faster R-CNN.
         min_size: boxes of no area, or with a side below it in pixels, are dropped.
         drop_small: whether that happens "before" NMS, or "after" it and after the choice of the best (Detectron2).
 

@@ -65,6 +65,9 @@ class UpsampleBilinear(keras.layers.Layer):
 class KeypointHead:
     """The layers of the keypoint branch; calling it twice shares the weights.
 
+    The deconvolution is 4 x 4 and gives the J maps at once, as in the published code; section 5 only likens the head to
+    that of masks, whose deconvolution is 2 x 2 with a ReLU.
+
     Call: RoI features [N, S, S, C] -> logits of the heat maps [N, 4 S, 4 S, J], float32.
     """
 

@@ -184,6 +184,9 @@ def test_no_annotation_at_all(coco_folder):
     dataset = read_coco(path, coco_folder.images, skip_bad=True)
     assert len(dataset) == 4 and dataset.object_counts().sum() == 0
     assert dataset.problems.counts == {"no annotation": 1}
+    unlabelled = coco_folder.changed(lambda record: record.pop("annotations"))
+    dataset = read_coco(unlabelled, coco_folder.images, annotated=False)
+    assert len(dataset) == 4 and dataset.object_counts().sum() == 0 and not dataset.problems
 
 
 def test_every_annotation_bad(coco_folder):

@@ -29,7 +29,7 @@ def given(monkeypatch):
 
         return instead
 
-    for name in ("train", "evaluation_report"):
+    for name in ("train", "evaluation_report", "save_proposals"):
         monkeypatch.setattr(mrcnn_tf, name, stop_at(name))
     return calls
 
@@ -77,6 +77,21 @@ def test_evaluate_takes_the_validation_images(root, tmp_path, given, monkeypatch
     run_command("evaluate", tmp_path, "--cityscapes", root)
     model, dataset, folder = given["evaluation_report"]
     assert model is Model and dataset.name == f"Cityscapes val ({root})" and folder == tmp_path / "evaluation"
+
+
+def test_proposals_of_a_split(root, tmp_path, given, monkeypatch, capsys):
+    monkeypatch.setattr(mrcnn_tf, "load", lambda path, **values: "a model")
+    command = ("save_proposals", tmp_path, "--output", tmp_path / "train.h5", "--cityscapes", root)
+    assert run_command(*command, "--split", "train") == 2
+    model, dataset, path, _ = given["save_proposals"]
+    assert (model, dataset.name, len(dataset), path) == (
+        "a model",
+        f"Cityscapes train ({root})",
+        2,
+        f"{tmp_path}/train.h5",
+    )
+    assert run_command(*command) == 2 and "--split train or val belong together" in capsys.readouterr().err
+    assert run_command(*command[:4]) == 2 and "give either --data JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [("--shapes", 4), ("--val", "val.json"), ("--classes", "car"), ("--train", "a.json")])

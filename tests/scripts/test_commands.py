@@ -62,6 +62,23 @@ def test_evaluate_writes_measures_results_and_pictures(data, run_dir, tmp_path, 
     assert len(list((output / "pictures").glob("*.png"))) == 2
 
 
+def test_results_for_the_server_need_no_annotations(data, run_dir, tmp_path, capsys):
+    record = json.loads(data.read_text())
+    record.pop("annotations")
+    test = data.with_name("test.json")
+    test.write_text(json.dumps(record))
+    arguments = ["--data", test, "--images", data.parent, "--output", tmp_path, "--pictures", 1]
+    assert run_command("evaluate", run_dir, *arguments) == 2
+    assert "evaluate.py --test" in capsys.readouterr().err
+    assert run_command("evaluate", run_dir, *arguments, "--test", "detections.score_threshold=0.0") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert f"{len(results)} objects found" in capsys.readouterr().out
+    assert {record["image_id"] for record in results} == {1, 2, 3, 4}
+    assert {record["category_id"] for record in results} <= {3, 7} and all("segmentation" in one for one in results)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1 and not (tmp_path / "evaluation.json").exists()
+    assert run_command("evaluate", run_dir, "--shapes", 3, "--test") == 2
+
+
 def test_evaluate_counts_as_many_detections_as_it_is_told(data, run_dir, tmp_path):
     arguments = ["--data", data, "--images", data.parent, "--output", tmp_path, "--pictures", 0]
     assert run_command("evaluate", run_dir, *arguments, "--max-detections", 3) == 0
