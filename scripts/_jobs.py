@@ -100,6 +100,7 @@ _PROXY_DATA = {
     "instances": "drawn shapes of three classes",
     "persons": "drawn kites with four keypoints",
     "outlines": "drawn outlines, no two alike",
+    "cityscapes": "wide images of drawn shapes of three classes",
 }
 
 
@@ -107,12 +108,15 @@ def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace,
     kind = arguments.proxy_data or table.data
     _, val_set = _proxy.data(kind, 1, seed)
     config = _proxy.proxy_config(mrcnn_tf.preset(row.preset), val_set)
-    config = _scheduled(config, seed, arguments.steps).replace(**overrides)
+    from_coco = row.weights == "coco"
+    default = _proxy.STEPS_FROM_COCO if from_coco else None
+    config = _scheduled(config, seed, arguments.steps or default).replace(**overrides)
     batch = config.training.images_per_device
-    train_set, _ = _proxy.data(kind, config.training.steps * batch, seed)  # each is seen once
-    seen = config.input.shorter_edge[-1]
+    train_set, _ = _proxy.data(kind, config.training.steps * batch, seed)  # each is seen once, but of Cityscapes'
+    height, width = val_set.sizes[0]
+    new = "new training images" if len(train_set) >= config.training.steps * batch else f"of {len(train_set)} images"
     data = (
-        f"{_PROXY_DATA[kind]}, {_proxy.SIDE} x {_proxy.SIDE} pixels, seen at {seen}; {batch} new training images a "
+        f"{_PROXY_DATA[kind]}, {height} x {width} pixels, seen at {config.input.shorter_edge[-1]}; {batch} {new} a "
         f"step, of seed {_proxy.TRAINING_SEED} + the row's; {len(val_set)} images held out, of seed "
         f"{_proxy.HELD_OUT_SEED}"
     )
@@ -120,10 +124,13 @@ def _proxy_job(table: Table, row: Row, seed: int, arguments: argparse.Namespace,
 
     def start(folder: Path) -> tuple[mrcnn_tf.Config, dict[str, Any]]:
         if not (folder / START).exists():
-            _proxy.start(config, Path(arguments.run_dir) / "backbones", steps, folder / START)
+            make = _proxy.start_from_coco if from_coco else _proxy.start
+            make(config, Path(arguments.run_dir) / "backbones", steps, folder / START)
         return config, {"initial_weights": folder / START}
 
     weights = f"backbone and RPN of a {name}-FPN trained for {steps} steps on shapes of seed {_proxy.BACKBONE_SEED}"
+    if from_coco:
+        weights = f"a whole model of this form, trained on drawn shapes from the {weights}"
     if single:
         weights += f", the RPN of the single map for {steps // 2} more, alone with the backbone"
     return Job(config, train_set, val_set, data, weights, start, eval_batch=8)

@@ -3,7 +3,8 @@
 What the row is about stays: the features (FPN, C4, C5), the RoI layer, the form of the mask branch, the branches. The
 rest shrinks: ResNet-18 for ResNet-50, ResNet-34 for ResNet-101, ResNet-50 for ResNeXt-101; thinner heads, images of 128
 pixels (seen at 192 by a single map), drawn shapes for COCO, drawn kites with four keypoints for persons, and, where
-asked for, drawn outlines of which no two are alike.
+asked for, drawn outlines of which no two are alike. For Cityscapes stand forty wide images of the same shapes, seen
+again and again; for COCO's weights a whole model that was trained on shapes.
 
 As the paper's trainings start from ImageNet, the proxies start from one backbone, trained once in a pyramid on shapes
 of a seed of its own; then its norms and first stages are frozen as the paper's are. As the paper's ablations take
@@ -24,6 +25,8 @@ BACKBONES = {"resnet50": "resnet18", "resnet101": "resnet34", "resnext101_64x4d"
 # On a single map the images are enlarged: an object shall have a few cells of stride 16, and one or more of stride 32.
 ENLARGED = {"fpn": 1.0, "c4": 1.5, "c5": 1.5}
 STEPS = {"fpn": 300, "c4": 140, "c5": 480}
+STEPS_FROM_COCO = 50  # of 300: as 4,000 of 24,000
+STREET, STREETS = (96, 192), 40  # height and width of wide images, and how many a training has
 BATCH = 4
 HELD_OUT = 150  # images
 # Seeds of the images: of the backbone's training, of those held out, and (plus the row's) of each training.
@@ -33,17 +36,21 @@ NOTE = (
     "backbone and RPN trained on other drawn images in the place of ImageNet's weights. Absolute numbers mean nothing "
     "beside the paper's; differences between rows may."
 )
+NOTE_CITYSCAPES = (
+    "For Cityscapes stand a few wide images, seen again and again, for COCO's weights those of a whole model trained "
+    "on drawn shapes, for the benchmark's measure COCO's of masks."
+)
 
 
 def proxy_config(original: mrcnn_tf.Config, dataset: mrcnn_tf.Dataset) -> mrcnn_tf.Config:
     """The small form of a preset's configuration, for drawn images."""
     small = mrcnn_tf.preset("shapes")
     features = original.backbone.features
-    side = round(SIDE * ENLARGED[features])
+    shorter, longer = (round(edge * ENLARGED[features]) for edge in sorted(dataset.sizes[0].tolist()))
     scales = [ENLARGED[features] * level[0] for level in small.anchors.sizes]
     return original.replace(num_classes=len(dataset.class_names), class_names=()).replace(
         class_names=dataset.class_names,
-        input={**dataclasses.asdict(small.input), "shorter_edge": (side,), "longer_edge": side},
+        input={**dataclasses.asdict(small.input), "shorter_edge": (shorter,), "longer_edge": longer},
         backbone={
             "name": BACKBONES[original.backbone.name],
             "norm_epsilon": small.backbone.norm_epsilon,
@@ -86,16 +93,23 @@ def data(kind: str, count: int, seed: int) -> tuple[mrcnn_tf.Dataset, mrcnn_tf.D
     """Training images, and those held out (the same for all rows and seeds).
 
     Args:
-        kind: "instances" (shapes of three classes), "persons" (kites with keypoints) or "outlines" (all different).
+        kind: "instances" (shapes of three classes), "persons" (kites with keypoints), "outlines" (all different) or
+            "cityscapes" (wide images of shapes, never more than `STREETS`).
         count: of training images.
         seed: the training's.
     """
-    draw = {"instances": _shapes, "persons": Kites, "outlines": Outlines}[kind]
+    if kind == "cityscapes":
+        count = min(count, STREETS)
+    draw = {"instances": _shapes, "persons": Kites, "outlines": Outlines, "cityscapes": _streets}[kind]
     return draw(count, TRAINING_SEED + seed), draw(HELD_OUT, HELD_OUT_SEED)
 
 
 def _shapes(count: int, seed: int) -> mrcnn_tf.Dataset:
     return mrcnn_tf.shapes(count, (SIDE, SIDE), seed)
+
+
+def _streets(count: int, seed: int) -> mrcnn_tf.Dataset:
+    return mrcnn_tf.shapes(count, STREET, seed)
 
 
 # === What all start from ===
@@ -110,6 +124,19 @@ def start(config: mrcnn_tf.Config, folder: Path, steps: int, path: Path) -> Path
     if config.backbone.features != "fpn":
         source = _proposing(config, source, folder, steps // 2)
     return start_weights(config, source, path)
+
+
+def start_from_coco(config: mrcnn_tf.Config, folder: Path, steps: int, path: Path) -> Path:
+    """Writes all weights of a model of `config`'s form that was trained on shapes, which it trains if need be."""
+    run = folder / f"{config.backbone.name}_{steps}_whole"
+    if not (run / "model.keras").exists():
+        whole = proxy_config(mrcnn_tf.preset("mask_rcnn_r50_fpn"), _shapes(1, 0)).replace(training={"seed": 0})
+        weights = start(whole, folder, steps, run / "start.weights.h5")
+        images = _shapes(whole.training.steps * BATCH, BACKBONE_SEED + 2)
+        mrcnn_tf.train(whole, images, run_dir=run, initial_weights=weights, verbose=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mrcnn_tf.weights.save_weights(mrcnn_tf.load(run), path)
+    return path
 
 
 def _backbone(name: str, folder: Path, steps: int) -> Path:

@@ -122,8 +122,6 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     for name in tables:
         if name not in TABLES and name != "timing":
             raise _cli.UsageError(f"there is no table '{name}'; there are {', '.join(TABLES)}, timing")
-    if arguments.proxy and "7" in tables:
-        raise _cli.UsageError("table 7 is about Cityscapes and COCO weights: it has no proxy")
     if arguments.proxy_data and not (
         arguments.proxy and all(name in TABLES and TABLES[name].data == "instances" for name in tables)
     ):
@@ -188,7 +186,7 @@ def trained(table: Table, job, folder: Path, arguments: argparse.Namespace) -> d
     config, start = job.start(folder)
     options = {"devices": arguments.devices, "batch_size": arguments.batch_size, "verbose": 2}
     training = mrcnn_tf.train(config, job.train_set, run_dir=folder, **options, **start)
-    metrics = measured(table, training.model, job.val_set, folder, job.eval_batch)
+    metrics = measured(table, training.model, job.val_set, folder, job.eval_batch, drawn=arguments.proxy)
     _cli.print_problems(job.train_set, job.val_set)
     keras.utils.clear_session()  # dozens of models one after the other would fill the memory
     return {"steps": training.steps, "data": job.data, "start": job.weights, "metrics": metrics}
@@ -216,14 +214,16 @@ def given(table: Table, checkpoint: str, folder: Path, arguments: argparse.Names
     return {"steps": None, "data": data, "start": f"the trained model {Path(checkpoint).name}", "metrics": metrics}
 
 
-def measured(table: Table, model, val_set, folder: Path, batch: int) -> dict:
-    """All measures of a model, 0..1 or None."""
+def measured(table: Table, model, val_set, folder: Path, batch: int, drawn: bool = False) -> dict:
+    """All measures of a model, 0..1 or None. On `drawn` images COCO's stand for those of Cityscapes' benchmark."""
     import mrcnn_tf
     from mrcnn_tf.evaluation.coco import load_results
 
     evaluation = mrcnn_tf.evaluation_report(model, val_set, folder / "evaluation", batch_size=batch, pictures=4)
     metrics = dict(evaluation.metrics)
-    if table.data == "cityscapes":
+    if table.data == "cityscapes" and drawn:
+        metrics |= {f"benchmark/{name}": metrics[f"mask/{name}"] for name in ("AP", "AP50")}
+    elif table.data == "cityscapes":
         found = load_results(folder / "evaluation" / "results.json", val_set)
         benchmark = mrcnn_tf.evaluate_cityscapes(val_set, found)
         metrics |= {f"benchmark/{name}": value for name, value in benchmark.metrics.items()}
@@ -323,7 +323,7 @@ def write(table: Table, arguments: argparse.Namespace) -> Path:
     if arguments.proxy:
         import _proxy
 
-        notes = [_proxy.NOTE]
+        notes = [_proxy.NOTE, _proxy.NOTE_CITYSCAPES * (table.data == "cityscapes")]
     path = Path(arguments.run_dir) / f"{table.name}.md"
     path.write_text(_table_text.write_table(table, results, notes), encoding="utf-8")
     return path

@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -116,6 +117,26 @@ def test_the_start_has_the_trained_backbone_and_heads_by_the_seed(tmp_path, monk
         np.testing.assert_array_equal(same[name], again[name])
         assert np.abs(same[name] - other[name]).max() > 0
     assert any(path.startswith("res5") for path in same)  # the head of C4 is of the backbone
+
+
+def test_cityscapes_has_few_wide_images_and_a_whole_model_for_coco(tmp_path, monkeypatch):
+    proxy = importlib.import_module("_proxy")
+    train_set, val_set = proxy.data("cityscapes", 1200, 3)
+    assert len(train_set) == 40 and train_set.sizes[0].tolist() == val_set.sizes[0].tolist() == [96, 192]
+    config = proxy.proxy_config(mrcnn_tf.preset("cityscapes_from_coco"), val_set)
+    assert (config.input.shorter_edge, config.input.longer_edge) == ((96,), 192)
+
+    def train(config, dataset, run_dir, **options):
+        keras.utils.set_random_seed(len(dataset))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        mrcnn_tf.MaskRCNN(config).save(run_dir / "model.keras")
+
+    monkeypatch.setattr(proxy.mrcnn_tf, "train", train)
+    path = proxy.start_from_coco(config, tmp_path, 2, tmp_path / "start.weights.h5")
+    model = mrcnn_tf.MaskRCNN(config)
+    mrcnn_tf.weights.load_weights(model, path)
+    for weight, other in zip(model.weights, mrcnn_tf.load(tmp_path / "resnet18_2_whole").weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), other.numpy(), err_msg=weight.path)
 
 
 @pytest.mark.slow

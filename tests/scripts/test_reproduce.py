@@ -259,7 +259,6 @@ def test_a_given_model_of_other_classes_is_refused(stand_ins, tmp_path, monkeypa
         (["2f"], "there is no table '2f'"),
         (["2b", "--rows", "sigmoid,fcn"], "--rows fcn: no such row; there are agnostic, sigmoid, softmax"),
         (["2b", "--seeds", "one"], "--seeds one"),
-        (["7", "--proxy"], "table 7 is about Cityscapes"),
         (["7"], "needs --cityscapes"),
         (["2b"], "needs --train and --train-images"),
         (["2b", "--proxy", "--checkpoint", "sigmoid"], "should be NAME=FILE"),
