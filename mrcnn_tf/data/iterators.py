@@ -1,20 +1,67 @@
-"""Iterators over `tf.data` that nobody holds any more, and the thread that may end them."""
+"""The end of iterators over `tf.data`: of those that nobody holds any more, and of all when the program ends."""
 
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops  # why, says `end_iterators_elsewhere`
 
 _DELAY = 1.0  # seconds, so that many iterators that end together cost one collection
 
+_QUIET = 0.2  # seconds without a refused call, after which no further one is to come: the buffers are full of errors
+_LONGEST = 60.0  # seconds that the end of a program waits for images
+
 _ending: list[list] = []
+
+
+class _Loading:
+    """The images that are being loaded, in whatever threads.
+
+    An iterator that something still holds when the interpreter shuts down (an error that nobody caught holds all that
+    its functions had) is ended in there, and waits for its images; but no other thread gets to run Python any more, so
+    it would wait for ever. Therefore all loading ends before that.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = self._refused = 0
+        self.over = False
+
+    def __call__(self, function: Callable, *arguments: Any) -> Any:
+        with self._changed:
+            if self.over:
+                self._refused += 1
+                raise RuntimeError("the program is ending: no more images are loaded")
+            self._count += 1
+        try:
+            return function(*arguments)
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Waits for the images that are being loaded; from now on there are no others."""
+        deadline = time.monotonic() + _LONGEST
+        with self._changed:
+            self.over = True
+            self._changed.wait_for(lambda: not self._count, _LONGEST)
+        refused = -1
+        while refused != self._refused and time.monotonic() < deadline:
+            refused = self._refused
+            time.sleep(_QUIET)
+
+
+loading = _Loading()  # of the process, as the interpreter's end is
+atexit.register(loading.end)
 
 
 def end_iterators_elsewhere() -> None:

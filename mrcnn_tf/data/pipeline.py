@@ -14,6 +14,7 @@ evaluation), padded with empty boxes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import tensorflow as tf
 
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.batch_plan import BatchPlan
-from mrcnn_tf.data.iterators import end_iterators_elsewhere
+from mrcnn_tf.data.iterators import end_iterators_elsewhere, loading
 from mrcnn_tf.data.loader import EvaluationLoader, Loader, TrainingLoader
 from mrcnn_tf.data.schema import Dataset
 from mrcnn_tf.data.transforms import mirrored_keypoints
@@ -163,7 +164,9 @@ def _batches(positions, loader: Loader, config: Config, batch_size: int, drop_un
     fields = loader.fields
 
     def load(position):
-        values = tf.numpy_function(loader, [position], [kind for kind, _ in fields.values()], stateful=False)
+        values = tf.numpy_function(
+            functools.partial(loading, loader), [position], [kind for kind, _ in fields.values()], stateful=False
+        )
         for value, (_, shape) in zip(values, fields.values()):
             value.set_shape(shape)
         return dict(zip(fields, values))
