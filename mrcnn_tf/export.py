@@ -29,6 +29,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mrcnn_tf import untrained
 from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.custom_gradient import forward_only
 from mrcnn_tf.data.images import FILE_CHANNELS, decode_image
@@ -54,6 +55,7 @@ def export(model: Any, path: str | os.PathLike, paste_masks: bool = False) -> st
     """
     if paste_masks and "mask" not in model.config.branches:
         raise ConfigError("paste_masks: the model has no mask branch; export it without")
+    untrained.warn_once(model)
     path = os.path.abspath(os.fspath(path))
     _check_replaceable(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)

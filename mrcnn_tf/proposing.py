@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from mrcnn_tf import untrained
 from mrcnn_tf.atomic import write_atomically
 from mrcnn_tf.data.errors import DataError, clear_data_errors
 from mrcnn_tf.data.pipeline import evaluation_batches
-from mrcnn_tf.data.proposals import Found, ProposalFile, write_proposals
+from mrcnn_tf.data.proposals import Found, ProposalFile, is_proposal_file, write_proposals
 from mrcnn_tf.layers.anchors import MoveFarCorner
 from mrcnn_tf.layers.proposals import Proposals
 
@@ -44,14 +45,18 @@ def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int =
         progress: shows a progress bar (on the standard error).
 
     Raises:
-        DataError: an image that cannot be read, where the data set does not skip such.
+        DataError: an image that cannot be read, where the data set does not skip such; a file of another kind is at
+            `path`.
     """
     path = Path(path)
     identity = _identity(model, dataset)
+    if path.exists() and not is_proposal_file(path):
+        raise DataError(f"{path}: is there, and is no file of proposals; name another", "no proposals")
     if _is_written(path, identity):
         return path
     parts = path.with_name(f"{path.name}.parts")
     _prepare_parts(parts, identity)
+    untrained.warn_of_parts(model, ("rpn",))
     propose = _propose_function(model)
     with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
         names = []
@@ -146,6 +151,7 @@ def _propose_function(model: Any) -> Callable[[dict], tuple]:
 
 def detection_from_proposals(model: Any) -> Callable[[dict], dict]:
     """{"image", "image_size", "proposals" [B, P, 4]} -> the outputs of `model` on these proposals, not on its own."""
+    untrained.warn_of_parts(model, ("heads",))
     if model not in _DETECT:
         given = _images(model) | {"proposals": model.stages["proposals"][1]}
         detect, inwards = _traced(given, model.output), MoveFarCorner(-model.config.anchors.shrink)

@@ -1,6 +1,7 @@
 """Layers of a model that no weights were loaded for and that no training has seen: what they answer means nothing.
 
-A model remembers their names as `anew_layers` until it is trained, and says so once when it predicts.
+A model remembers their names as `anew_layers` until it is trained, and says so once when it predicts. So it does of the
+parts that its training left out (`training.parts`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def layer_names(model: Any) -> list[str]:
 
 def warn_once(model: Any) -> None:
     """Logs a warning, once for a model, if it is about to predict with layers that were started anew."""
+    warn_of_parts(model, ("rpn", "heads"))
     layers = getattr(model, "anew_layers", ())
     if not layers or getattr(model, "_warned_of_anew_layers", False):
         return
@@ -51,6 +53,28 @@ def warn_once(model: Any) -> None:
     logger.warning(
         "predicting with %s, started anew and not trained since: the results mean nothing before a training",
         listed(layers, model),
+    )
+
+
+def warn_of_parts(model: Any, needed: Iterable[str]) -> None:
+    """Logs a warning, once for a model, if its training left out a part that is about to be used.
+
+    Args:
+        model: a MaskRCNN; of other models nothing is known.
+        needed: "rpn", "heads", or both.
+    """
+    trained = getattr(getattr(model.config, "training", None), "parts", ("rpn", "heads"))
+    left = [part for part in needed if part not in trained]
+    if not left or getattr(model, "_warned_of_parts", False):
+        return
+    model._warned_of_parts = True
+    what, remedy = ("the branches", "train them") if left == ["heads"] else ("the RPN", "give it proposals of another")
+    logger.warning(
+        "this model's training (training.parts = %s) left out %s: %s, or the results mean nothing, unless the weights "
+        "it began with had been trained",
+        ",".join(trained),
+        what,
+        remedy,
     )
 
 

@@ -130,11 +130,30 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     for name in (arguments.rows or "").split(","):
         if name and name not in known:
             raise _cli.UsageError(f"--rows {name}: no such row; there are {', '.join(sorted(known))}")
+    check_files(arguments, known)
+    _cli.check_least(1, arguments, "steps", "batch_size", "backbone_steps")
     try:
         seeds = [int(seed) for seed in (arguments.seeds or ("0,1,2" if arguments.proxy else "0")).split(",")]
     except ValueError:
         raise _cli.UsageError(f"--seeds {arguments.seeds}: should be whole numbers, as in 0,1,2") from None
     return tables, list(dict.fromkeys(seeds))
+
+
+def check_files(arguments: argparse.Namespace, rows: set[str]) -> None:
+    """Refuses what is wrong with --checkpoint and --backbone-weights, before days of training come to it.
+
+    Raises:
+        UsageError: so it is.
+    """
+    for option, pairs in (("--checkpoint", arguments.checkpoint), ("--backbone-weights", arguments.backbone_weights)):
+        for text in pairs:
+            name, _, file = text.partition("=")
+            if not file:
+                raise _cli.UsageError(f"{option} {text}: should be NAME=FILE")
+            if option == "--checkpoint" and name.rpartition("/")[2] not in rows:
+                raise _cli.UsageError(f"{option} {text}: no such row; there are {', '.join(sorted(rows))}")
+            if option == "--checkpoint" and not Path(file).exists():
+                raise _cli.UsageError(f"{option} {text}: there is no such file")
 
 
 def rows_of(table: Table, names: str | None) -> list[Row]:

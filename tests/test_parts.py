@@ -1,5 +1,6 @@
 """RPN and heads trained apart, and proposals that go from one to the other in a file."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -148,6 +149,56 @@ def test_what_is_no_file_of_proposals_or_lacks_images(data, truth_file, tmp_path
     for wrong in ((), ("rpn", "rpn"), ("masks",)):
         with pytest.raises(ConfigError, match="parts"):
             tiny_config(training={"parts": wrong})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        ({"boxes": np.zeros((6, 3), np.float32)}, "not of one length"),
+        ({"scores": np.zeros(5, np.float32)}, "not of one length"),
+        ({"starts": np.array([0, 4, 2, 6])}, "not of one length"),
+        ({"starts": np.array([0, 3, 6])}, "not of one length"),
+        (
+            {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0), "starts": np.zeros(4, int)},
+            "not one proposal",
+        ),
+        ({"boxes": np.full((6, 4), np.nan, np.float32)}, "a proposal of image 1 is no number"),
+    ],
+)
+def test_damaged_files_of_proposals_are_refused(spoil, match, tmp_path):
+    path = tmp_path / "damaged.h5"
+    boxes = np.tile(np.array([1, 2, 30, 40], np.float32), (2, 1))
+    write_proposals(path, [(image_id, boxes, np.ones(2, np.float32)) for image_id in (1, 2, 3)])
+    with h5py.File(path, "a") as file:
+        for name, values in spoil.items():
+            del file[name]
+            file[name] = values
+    with pytest.raises(DataError, match=match) as caught:
+        with_proposals(shapes(3), path).proposals.of(1)
+    assert str(path) in str(caught.value)
+
+
+def test_no_other_file_is_written_over(model, data, tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text("{}")
+    with pytest.raises(DataError, match="annotations.json: is there, and is no file of proposals"):
+        save_proposals(model, data, path, progress=False)
+    assert path.read_text() == "{}"
+
+
+@pytest.mark.parametrize(("parts", "said"), [(("rpn",), "left out the branches"), (("heads",), "left out the RPN")])
+def test_a_part_that_was_not_trained_is_told_when_it_is_used(parts, said, data, truth_file, tmp_path, caplog):
+    model = build(training={"parts": parts})
+    one = data.subset([0])
+    detect(model, with_proposals(one, truth_file), progress=False)
+    assert (said in caplog.text) == (parts == ("rpn",))
+    caplog.clear()
+    save_proposals(model, one, tmp_path / "own.h5", progress=False)
+    assert (said in caplog.text) == (parts == ("heads",))
+    caplog.clear()
+    model._warned_of_parts = False
+    detect(model, one, progress=False), detect(model, one, progress=False)
+    assert caplog.text.count(said) == 1
 
 
 RPN_LOSSES = {"rpn_objectness_loss", "rpn_box_loss"}

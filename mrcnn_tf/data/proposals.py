@@ -47,12 +47,24 @@ class ProposalFile:
             self._starts = self._file["starts"][()]
             self._boxes, self._scores = self._file["boxes"], self._file["scores"]
             self.identity = str(self._file.attrs["identity"])
+            self._check()
         except FileNotFoundError as error:
             raise DataError(f"{path}: there is no such file of proposals; {HOW_TO_WRITE}", "no proposals") from error
         except (OSError, KeyError) as error:
             text = f"{path}: is no file of proposals that this version reads; {HOW_TO_WRITE}"
             raise DataError(text, "no proposals") from error
         self._rows = {int(image_id): row for row, image_id in enumerate(self.image_ids)}
+
+    def _check(self) -> None:
+        """Raises DataError where the arrays do not belong together."""
+        starts, total = self._starts, len(self._scores)
+        fit = self._boxes.shape == (total, 4) and self._scores.shape == (total,)
+        fit = fit and starts.shape == (len(self.image_ids) + 1,) and starts[0] == 0 and starts[-1] == total
+        if not fit or (np.diff(starts) < 0).any():
+            text = f"{self.path}: is a damaged file of proposals, its arrays are not of one length; {HOW_TO_WRITE}"
+            raise DataError(text, "no proposals")
+        if len(starts) > 1 and not total:
+            raise DataError(f"{self.path}: has not one proposal for any image; {HOW_TO_WRITE}", "no proposals")
 
     def __contains__(self, image_id: int) -> bool:
         return int(image_id) in self._rows
@@ -62,11 +74,16 @@ class ProposalFile:
 
         Raises:
             KeyError: the image is not in the file.
+            DataError: what the file has of it is no box.
         """
         row = self._rows[int(image_id)]
         start, end = int(self._starts[row]), int(self._starts[row + 1])
         end = end if most is None else min(end, start + most)
-        return self._boxes[start:end], self._scores[start:end]
+        boxes, scores = self._boxes[start:end], self._scores[start:end]
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            text = f"{self.path}: is damaged, a proposal of image {image_id} is no number; {HOW_TO_WRITE}"
+            raise DataError(text, "no proposals")
+        return boxes, scores
 
 
 class _WithProposals(Subset):
@@ -91,6 +108,15 @@ def with_proposals(dataset: Dataset, path: str | Path) -> Dataset:
         text = f"{path}: has no proposals for {len(missing)} of the {len(dataset)} images of {dataset.name} (ids {ids})"
         raise DataError(f"{text}; {HOW_TO_WRITE}, for this data set", "no proposals")
     return _WithProposals(dataset, proposals)
+
+
+def is_proposal_file(path: str | Path) -> bool:
+    """Whether a file was written by `write_proposals`, of whatever version."""
+    try:
+        with h5py.File(path) as file:
+            return file.attrs.get("format") == FORMAT
+    except OSError:
+        return False
 
 
 def write_proposals(path: str | Path, found: Iterable[Found], identity: str = "") -> None:

@@ -76,8 +76,9 @@ def detected_part(dataset: Any, detections: Mapping[int, Detections]) -> Any:
 
 def _batchwise(model: Any, dataset: Any, batch_size: int) -> Iterator[tuple[int, Detections]]:
     keys = ["image", "image_size"]
-    infer = inference_function(model)
-    if dataset.proposals is not None:
+    if dataset.proposals is None:
+        infer = inference_function(model)
+    else:
         keys, infer = [*keys, "proposals"], detection_from_proposals(model)
     rules = (model.config.detections.mask_threshold, model.config.detections.paste)
     for batch in evaluation_batches(dataset, model.config, batch_size):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_tf.atomic import write_atomically
-from mrcnn_tf.config import Config
+from mrcnn_tf.config import Config, ConfigError
 from mrcnn_tf.data.proposals import with_proposals
 from mrcnn_tf.model import MaskRCNN
 from mrcnn_tf.parts import weights_of
@@ -79,10 +79,13 @@ def train_alternating(
 
     Raises:
         As `train` does. DistributionError: several workers.
+        ConfigError: the configuration is of a training of one part.
         RuntimeError: the backbone of the RPN and that of the branches are not the same at the end.
     """
     if workers_named(os.environ) > 1:
         raise DistributionError("the four steps train on one machine only: start them without srun and TF_CONFIG")
+    if set(config.training.parts) != {"rpn", "heads"} or not config.training.train_backbone:
+        raise ConfigError("the four steps set training.parts and training.train_backbone themselves: leave both out")
     run_dir = Path(run_dir)
     fresh = {
         "backbone_weights": backbone_weights,

@@ -44,6 +44,8 @@ def workers_named(environment: Mapping[str, str]) -> int:
     if environment.get("TF_CONFIG"):
         try:
             cluster = json.loads(environment["TF_CONFIG"]).get("cluster", {})
+            if not all(isinstance(cluster.get(job, []), list) for job in ("chief", "worker")):
+                raise TypeError('the workers of "cluster" should be a list of addresses')
             return max(1, sum(len(cluster.get(job, ())) for job in ("chief", "worker")))
         except (ValueError, AttributeError, TypeError) as error:
             raise DistributionError(f"TF_CONFIG cannot be read ({error}): {environment['TF_CONFIG'][:200]}") from error
@@ -124,11 +126,25 @@ def multi_worker_strategy() -> tf.distribute.Strategy:
             f"the workers have to find each other before anything else is done: call mrcnn_tf.strategy() at the start "
             f"of the program ({error})"
         ) from error
-    except (ValueError, KeyError, tf.errors.OpError) as error:
-        raise DistributionError(f"the {count} workers named by TF_CONFIG did not come together: {error}") from error
+    except (ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        text = f"the {count} workers named by TF_CONFIG did not come together: {error}"
+        raise DistributionError(f"{text}; {_remedy(os.environ['TF_CONFIG'], count)}") from error
     finally:
         patience.cancel()
     return _made
+
+
+def _remedy(text: str, count: int) -> str:
+    """What to look at where the workers did not come together."""
+    given = json.loads(text)
+    task = given.get("task")
+    if not isinstance(task, dict) or not isinstance(task.get("index"), int) or "type" not in task:
+        return f'TF_CONFIG needs "task": {{"type": "worker", "index": a number from 0 to {count - 1}}}'
+    addresses = given["cluster"].get(task["type"], [])
+    if not 0 <= task["index"] < len(addresses):
+        return f'"index" is {task["index"]}, and the cluster has {len(addresses)} of type {task["type"]!r}'
+    own = addresses[task["index"]]
+    return f"this one should listen at {own}: is the port taken, perhaps by a process of an earlier start?"
 
 
 def _give_up(message: str) -> None:

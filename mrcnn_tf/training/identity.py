@@ -31,6 +31,7 @@ def run_identity(config: Config, dataset, global_batch: int, steps_per_epoch: in
         "steps_per_epoch": steps_per_epoch,
         "images": len(ids),
         "image_ids_crc32": zlib.crc32(ids.tobytes()),
+        "proposals": None if dataset.proposals is None else dataset.proposals.identity,
     }
 
 
@@ -58,6 +59,8 @@ def check_identity(saved: dict, now: dict, path: str | Path) -> None:
     ]
     if saved["images"] == now["images"] and saved["image_ids_crc32"] != now["image_ids_crc32"]:
         differences.append("the training images have other ids")
+    if "proposals" in saved and saved["proposals"] != now["proposals"]:  # earlier versions did not note them
+        differences.append("the proposals are others, of another model or other images")
     if differences:
         raise CheckpointError(
             f"{path} is of another training and cannot be resumed:\n  "

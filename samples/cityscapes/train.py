@@ -125,6 +125,9 @@ def train(arguments: argparse.Namespace, train_set: mrcnn_tf.Dataset) -> Any:
 
 def main() -> int:
     arguments = parse_arguments()
+    for name in ("steps", "val_images"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise mrcnn_tf.ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: should be at least 1")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_tf").setLevel(logging.INFO)
     splits = ("train", "val", "test") if arguments.test else ("train", "val")
@@ -168,7 +171,12 @@ if __name__ == "__main__":
         mrcnn_tf.ConfigError,
         mrcnn_tf.CheckpointError,
         mrcnn_tf.DistributionError,
+        mrcnn_tf.NonFiniteLossError,
+        mrcnn_tf.WorkerLostError,
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -115,7 +115,11 @@ if __name__ == "__main__":
         mrcnn_tf.WeightsError,
         mrcnn_tf.ConfigError,
         mrcnn_tf.CheckpointError,
+        mrcnn_tf.NonFiniteLossError,
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

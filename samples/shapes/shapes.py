@@ -86,6 +86,9 @@ def verdict(evaluation, minimum: float) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (mrcnn_tf.ConfigError, mrcnn_tf.CheckpointError, OSError) as error:
+    except (mrcnn_tf.ConfigError, mrcnn_tf.CheckpointError, mrcnn_tf.NonFiniteLossError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -209,11 +209,13 @@ def model_of(config):
 
 def test_a_given_model_is_measured_only(stand_ins, tmp_path, monkeypatch):
     monkeypatch.setattr(mrcnn_tf, "load", lambda path: model_of(mrcnn_tf.preset("shapes")))
+    given = tmp_path / "some" / "where" / "first"
+    given.mkdir(parents=True)
     command = ["2e", "--proxy", "--run-dir", tmp_path, "--rows", "fcn", "--seeds", 0]
-    assert run_command("reproduce", *command, "--checkpoint", "fcn=/some/where/first") == 0
+    assert run_command("reproduce", *command, "--checkpoint", f"fcn={given}") == 0
     assert stand_ins == []
     text = (tmp_path / "2e.md").read_text()
-    assert "| FCN | 33.6 | 50.0 |" in text and "the trained model first" in text and "/some/where" not in text
+    assert "| FCN | 33.6 | 50.0 |" in text and "the trained model first" in text and "some/where" not in text
 
 
 def test_a_given_model_is_measured_by_its_own_classes(stand_ins, tmp_path, monkeypatch, capsys):
@@ -226,6 +228,8 @@ def test_a_given_model_is_measured_by_its_own_classes(stand_ins, tmp_path, monke
     def command(model, path, *overrides, names=("dog", "cat"), run="runs"):
         config = mrcnn_tf.preset("shapes", num_classes=len(names), class_names=names)
         monkeypatch.setattr(mrcnn_tf, "load", lambda name, **changes: model_of(config.replace(**changes)))
+        (tmp_path / model).parent.mkdir(exist_ok=True)
+        (tmp_path / model).touch()
         given = ["--checkpoint", f"fcn={tmp_path / model}", "--val", path, "--val-images", path.parent]
         return run_command("reproduce", "2e", "--rows", "fcn", "--run-dir", tmp_path / run, *given, *overrides)
 
@@ -248,9 +252,10 @@ def test_a_given_model_is_measured_by_its_own_classes(stand_ins, tmp_path, monke
 def test_a_given_model_of_other_classes_is_refused(stand_ins, tmp_path, monkeypatch, capsys):
     config = mrcnn_tf.preset("mask_rcnn_r50_fpn")
     monkeypatch.setattr(mrcnn_tf, "load", lambda path: model_of(config))
-    command = ["5", "--proxy", "--run-dir", tmp_path, "--rows", "masks", "--seeds", 0, "--checkpoint", "masks=a"]
-    assert run_command("reproduce", *command) == 2
-    assert "--checkpoint a: the model knows 80 classes" in capsys.readouterr().err
+    (tmp_path / "a").mkdir()
+    command = ["5", "--proxy", "--run-dir", tmp_path, "--rows", "masks", "--seeds", 0]
+    assert run_command("reproduce", *command, "--checkpoint", f"masks={tmp_path / 'a'}") == 2
+    assert "/a: the model knows 80 classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -262,6 +267,9 @@ def test_a_given_model_of_other_classes_is_refused(stand_ins, tmp_path, monkeypa
         (["7"], "needs --cityscapes"),
         (["2b"], "needs --train and --train-images"),
         (["2b", "--proxy", "--checkpoint", "sigmoid"], "should be NAME=FILE"),
+        (["2b", "--proxy", "--checkpoint", "fcn=a"], "--checkpoint fcn=a: no such row; there are agnostic, sigmoid"),
+        (["2b", "--proxy", "--checkpoint", "sigmoid=gone.keras"], "there is no such file"),
+        (["2b", "--proxy", "--steps", "0"], "--steps 0: should be at least 1"),
         (["2e", "--proxy-data", "outlines"], "--proxy-data is for --proxy"),
         (["2e,5", "--proxy", "--proxy-data", "outlines"], "tables 1, 2a to 2e and 3"),
     ],

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.data.proposals import ProposalFile
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.parts import weights_of
@@ -137,7 +138,10 @@ def test_steps_after_one_that_trained_further_in_an_earlier_call_start_anew_too(
         assert call(steps) == []
 
 
-def test_several_machines_are_refused(monkeypatch):
+def test_several_machines_and_single_parts_are_refused(monkeypatch, tmp_path):
+    for values in ({"parts": ("rpn",)}, {"train_backbone": False}):
+        with pytest.raises(ConfigError, match="set training.parts and training.train_backbone themselves"):
+            alternating.train_alternating(tiny_config(training=values), None, run_dir=tmp_path)
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
     with pytest.raises(DistributionError, match="one machine only: start them without srun and TF_CONFIG"):
         alternating.train_alternating(tiny_config(), None)

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 
+from mrcnn_tf.data.proposals import with_proposals, write_proposals
 from mrcnn_tf.data.shapes import shapes
 from mrcnn_tf.training import checkpoints
 from mrcnn_tf.training.checkpoints import Checkpoint, CheckpointStore, write_atomically
@@ -17,6 +18,20 @@ from tests.support.tiny import tiny_config
 
 def identity(dataset=None, batch=2, per_epoch=4, **changes):
     return run_identity(tiny_config(**changes), dataset or shapes(8), batch, per_epoch)
+
+
+def test_other_proposals_are_another_training(tmp_path):
+    boxes, data = np.array([[1, 2, 30, 40]], np.float32), shapes(8)
+    identities = []
+    for name in ("one", "one", "other"):
+        found = [(int(image_id), boxes, np.ones(1, np.float32)) for image_id in data.image_ids]
+        write_proposals(tmp_path / "file.h5", found, name)
+        identities.append(identity(with_proposals(data, tmp_path / "file.h5")))
+    check_identity(identities[0], identities[1], "there")
+    with pytest.raises(CheckpointError, match="the proposals are others"):
+        check_identity(identities[0], identities[2], "there")
+    earlier = {name: value for name, value in identities[0].items() if name != "proposals"}
+    check_identity(earlier, identities[2], "there")
 
 
 def trained(folder, steps, progress=None, **options):

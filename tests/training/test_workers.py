@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.training import cluster
-from mrcnn_tf.training.cluster import expand_counts, expand_nodes, slurm_config, workers_named
+from mrcnn_tf.training.cluster import _remedy, expand_counts, expand_nodes, slurm_config, workers_named
 from mrcnn_tf.training.errors import DistributionError, WorkerLostError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,6 +146,22 @@ def test_the_number_of_workers():
     assert workers_named({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == 1  # a batch script, without srun
     with pytest.raises(DistributionError, match="TF_CONFIG cannot be read"):
         workers_named({"TF_CONFIG": "{cluster"})
+    with pytest.raises(DistributionError, match="should be a list of addresses"):
+        workers_named({"TF_CONFIG": '{"cluster": {"worker": "localhost:1"}}'})
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (None, 'needs "task": {"type": "worker", "index": a number from 0 to 1}'),
+        ({"type": "worker"}, 'needs "task"'),
+        ({"type": "worker", "index": "a"}, 'needs "task"'),
+        ({"type": "worker", "index": 5}, '"index" is 5, and the cluster has 2'),
+        ({"type": "worker", "index": 1}, "this one should listen at b:2: is the port taken"),
+    ],
+)
+def test_what_to_look_at_where_workers_do_not_meet(task, said):
+    assert said in _remedy(json.dumps({"cluster": {"worker": ["a:1", "b:2"]}, "task": task}), 2)
 
 
 @pytest.mark.parametrize(
