@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +28,14 @@ from mrcnn_tf.data.proposals import Found, ProposalFile, is_proposal_file, write
 from mrcnn_tf.layers.anchors import MoveFarCorner
 from mrcnn_tf.layers.proposals import Proposals
 
+logger = logging.getLogger("mrcnn_tf")
+
 PART_IMAGES = 200  # images of a part of the file, the most that an interruption costs
 
 
-def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int = 1, progress: bool = True) -> Path:
+def save_proposals(
+    model: Any, dataset: Any, path: str | Path, batch_size: int = 1, progress: bool | None = None
+) -> Path:
     """Writes the proposals of a model's RPN on every image to a file (section 3.1: "RPN is trained separately").
 
     As many are kept as training takes, `rpn.post_nms_train` of the best `rpn.pre_nms_train`; evaluation reads the best
@@ -42,7 +48,8 @@ def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int =
         dataset: a data set. Images that cannot be read, where it skips such, are left out.
         path: the file, see `data.proposals`.
         batch_size: images at once.
-        progress: shows a progress bar (on the standard error).
+        progress: shows a progress bar (on the standard error); None does so on a terminal, else the log tells how far
+            it is.
 
     Raises:
         DataError: an image that cannot be read, where the data set does not skip such; a file of another kind is at
@@ -58,6 +65,7 @@ def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int =
     _prepare_parts(parts, identity)
     untrained.warn_of_parts(model, ("rpn",))
     propose = _propose_function(model)
+    progress = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=len(dataset), unit="image", disable=not progress) as bar, clear_data_errors():
         names = []
         for start in range(0, len(dataset), PART_IMAGES):
@@ -67,6 +75,8 @@ def save_proposals(model: Any, dataset: Any, path: str | Path, batch_size: int =
                 found = _found(propose, model.config, dataset.subset(indices), batch_size, bar)
                 _write_part(names[-1], list(found))
             bar.update(indices[-1] + 1 - bar.n)
+            if not progress:
+                logger.info("%s: proposals of %d of %d images", path, indices[-1] + 1, len(dataset))
     write_proposals(path, _read_parts(names), identity)
     shutil.rmtree(parts)
     return path

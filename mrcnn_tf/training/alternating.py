@@ -146,7 +146,7 @@ def _propose(model: MaskRCNN, sets: tuple, folder: Path, verbose: int) -> tuple:
     with_them = []
     for name, dataset in zip(("train", "val"), sets):
         if dataset is not None:
-            path = save_proposals(model, dataset, folder / f"{name}.proposals.h5", progress=bool(verbose))
+            path = save_proposals(model, dataset, folder / f"{name}.proposals.h5", progress=None if verbose else False)
             dataset = with_proposals(dataset, path)
         with_them.append(dataset)
     return tuple(with_them)
