@@ -63,7 +63,8 @@ def warn_of_parts(model: Any, needed: Iterable[str]) -> None:
         model: a MaskRCNN; of other models nothing is known.
         needed: "rpn", "heads", or both.
     """
-    trained = getattr(getattr(model.config, "training", None), "parts", ("rpn", "heads"))
+    config = getattr(model, "config", None)
+    trained = getattr(getattr(config, "training", None), "parts", ("rpn", "heads"))
     left = [part for part in needed if part not in trained]
     if not left or getattr(model, "_warned_of_parts", False):
         return
